@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <msgtrans/error.hpp>
+#include <msgtrans/protocol/counter.hpp>
+#include <msgtrans/protocol/outbound_queue.hpp>
+#include <msgtrans/protocol/time.hpp>
+#include <msgtrans/session_options.hpp>
+#include <msgtrans/wire/compression.hpp>
+#include <msgtrans/wire/decoder.hpp>
+#include <msgtrans/wire/message_id.hpp>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace msgtrans::protocol {
+
+/// What the sessions of one shard share.
+struct SharedResources {
+  wire::BufferPool buffers;
+  OutboundQueuePool queues{buffers};
+  std::vector<std::byte> decompressed;  ///< the payload being delivered, if it came compressed
+};
+
+/// The life of one session, whatever carries its bytes: decoding, handing out packets no faster than their answers
+/// leave, deadlines, and the orderly end. No socket, no thread, no clock: bytes and the time come in; what is to be
+/// done next is asked for (`wants_read`, `outbound`, `shutdown_due`, `ended`, `deadline`). Not thread-safe.
+///
+///     open ──begin_drain, or the peer's end──> draining ──close, once nothing is owed──┐
+///       └────────────────────────────close────────────────────────────> closing ──all written, shut_down──> lingering
+///     lingering ──the peer's end, or the deadline──> ended;   from anywhere ──abort──> ended
+class SessionProtocol {
+ public:
+  enum class Phase : std::uint8_t {
+    open,
+    draining,   ///< as open, but the owner closes it as soon as nothing is owed either way
+    closing,    ///< nothing is handed out or accepted any more; what was accepted is being written
+    lingering,  ///< our end is shut; input is discarded until the peer's end, lest the last bytes be lost by a reset
+    ended,
+  };
+
+  /// `options` and `shared` must outlive this.
+  SessionProtocol(const SessionOptions& options, SharedResources& shared, TimePoint now) noexcept
+      : options_(&options),
+        shared_(&shared),
+        decoder_({.max_payload = options.max_payload,
+                  .max_extension = options.max_extension,
+                  .max_decompressed = options.max_decompressed},
+                 shared.buffers),
+        began_(now),
+        last_read_(now),
+        last_packet_(now) {}
+
+  ~SessionProtocol() { release(); }
+  SessionProtocol(const SessionProtocol&) = delete;
+  SessionProtocol& operator=(const SessionProtocol&) = delete;
+
+  [[nodiscard]] Phase phase() const noexcept { return phase_; }
+  [[nodiscard]] bool accepts() const noexcept { return phase_ <= Phase::draining; }
+  [[nodiscard]] bool ended() const noexcept { return phase_ == Phase::ended; }
+  [[nodiscard]] bool peer_ended() const noexcept { return peer_ended_; }
+  /// Why the session ends; no error while it is open.
+  [[nodiscard]] const Error& reason() const noexcept {
+    static const Error none;
+    return reason_ ? *reason_ : none;
+  }
+
+  // --- in
+
+  /// True if the owner should read: not while the answers are over their budget, nor after the peer's end.
+  [[nodiscard]] bool wants_read() noexcept {
+    if (peer_ended_) return false;
+    return phase_ == Phase::lingering || deliverable();
+  }
+
+  /// Bytes arrived. Calls `deliver(const wire::Header&, extension, payload)` for each whole packet, with the payload
+  /// decompressed; views are valid during the call. `deliver` may call anything of this object but `receive` and
+  /// `resume`, and may throw: then nothing is lost, and the rest stays undecoded until `resume`.
+  template <class Deliver>
+  void receive(std::span<const std::byte> bytes, TimePoint now, Deliver&& deliver) {
+    bytes_in_.add(bytes.size());
+    last_read_ = now;
+    if (!accepts()) return;
+    decoder_.feed(bytes);
+    pump(now, deliver);
+  }
+
+  /// True if packets wait that `resume` would deliver now.
+  [[nodiscard]] bool resumable() noexcept { return parked_ && deliverable(); }
+
+  template <class Deliver>
+  void resume(TimePoint now, Deliver&& deliver) {
+    last_read_ = now;  // while it was not read from, the peer could not go on
+    pump(now, deliver);
+  }
+
+  /// The peer will send no more. What it is still owed can be written until `finish_within` is over.
+  void receive_end(TimePoint now, Duration finish_within) {
+    peer_ended_ = true;
+    if (phase_ == Phase::lingering) {
+      phase_ = Phase::ended;
+    } else if (accepts()) {
+      set_reason(decoder_.has_partial() && !parked_ ? Error(Errc::truncated) : Error(Errc::closed_by_peer));
+      phase_ = Phase::draining;
+      end_by_ = std::min(end_by_, now + finish_within);
+    }
+  }
+
+  [[nodiscard]] bool has_partial() const noexcept { return decoder_.has_partial(); }
+
+  // --- out
+
+  [[nodiscard]] bool outbound_empty() const noexcept { return !queue_ || queue_->empty(); }
+  /// For reading: gather, depth, drop_oldest.
+  [[nodiscard]] OutboundQueue& outbound() {
+    if (!queue_) queue_ = shared_->queues.take();
+    return *queue_;
+  }
+  /// The id for the next packet that is no answer.
+  [[nodiscard]] std::uint32_t next_message_id() noexcept { return ids_.next(); }
+
+  /// The transport took `count` bytes of what `outbound().gather` showed.
+  OutboundQueue::Written written(std::size_t count, TimePoint now) noexcept {
+    const auto done = queue_->consume(count);
+    note_written(count, done.packets, now);
+    if (queue_->empty()) shared_->queues.give(std::move(queue_));
+    return done;
+  }
+  /// The transport took bytes, and packets, that never were in the queue.
+  void note_written(std::size_t bytes, std::size_t packets, TimePoint now) noexcept {
+    bytes_out_.add(bytes);
+    packets_out_.add(packets);
+    if (packets != 0) last_packet_ = now;
+    blocked_ = false;
+  }
+  /// The transport can take no byte now. The stall deadline runs from the first such call after progress.
+  void write_blocked(TimePoint now) noexcept {
+    if (!blocked_) blocked_since_ = now;
+    blocked_ = true;
+  }
+
+  // --- the end
+
+  /// Goes on, but the owner is to call `close(reason)` once nothing is owed.
+  void begin_drain() noexcept {
+    if (phase_ == Phase::open) phase_ = Phase::draining;
+  }
+
+  /// The orderly end: what was accepted is written, then the connection is shut; at most for `close_timeout`.
+  void close(Error reason, TimePoint now) {
+    if (!accepts()) return;
+    set_reason(std::move(reason));
+    phase_ = Phase::closing;
+    end_by_ = std::min(end_by_, now + options_->close_timeout);
+  }
+
+  /// Hands out nothing more; `close` is to follow.
+  void mute() noexcept { muted_ = true; }
+
+  /// Ends at once.
+  void abort(Error reason) {
+    set_reason(std::move(reason));
+    phase_ = Phase::ended;
+  }
+
+  /// True if the owner is to shut its sending side and then call `shut_down`.
+  [[nodiscard]] bool shutdown_due() const noexcept { return phase_ == Phase::closing && outbound_empty(); }
+  void shut_down(TimePoint now) noexcept {
+    phase_ = peer_ended_ ? Phase::ended : Phase::lingering;
+    end_by_ = std::min(end_by_, now + longest_linger);
+  }
+  /// While lingering: all that was written has arrived.
+  void delivered() noexcept {
+    if (phase_ == Phase::lingering) phase_ = Phase::ended;
+  }
+
+  /// After the end: gives back all memory taken from the shared resources, which are not used again.
+  void release() noexcept {
+    decoder_.clear();
+    if (queue_) {
+      queue_->clear();
+      shared_->queues.give(std::move(queue_));
+    }
+  }
+
+  // --- time
+
+  /// When `expire` has something to do at the earliest, unless something happens before; TimePoint::max() if never.
+  [[nodiscard]] TimePoint deadline() const noexcept {
+    TimePoint earliest = end_by_;
+    const auto at = [&earliest](TimePoint from, std::chrono::milliseconds after) {
+      if (after.count() != 0) earliest = std::min(earliest, TimePoint(from + after));
+    };
+    if (blocked_) at(blocked_since_, options_->write_stall_timeout);
+    if (accepts() && !peer_ended_) {
+      if (packets_in_.value() == 0) at(began_, options_->first_packet_timeout);
+      if (options_->idle_timeout.count() != 0) at(last_packet_, options_->idle_timeout);
+      if (decoder_.has_partial() && !parked_) at(last_read_, options_->read_stall_timeout);
+    }
+    return earliest;
+  }
+
+  /// Ends the session if a deadline has passed, with the reason.
+  void expire(TimePoint now) {
+    const auto passed = [now](TimePoint from, std::chrono::milliseconds after) {
+      return after.count() != 0 && now >= from + after;
+    };
+    if (ended()) return;
+    if (blocked_ && passed(blocked_since_, options_->write_stall_timeout)) return abort(Errc::write_stalled);
+    if (now >= end_by_) return abort(Errc::drain_expired);
+    if (!accepts() || peer_ended_) return;
+    if (packets_in_.value() == 0 && passed(began_, options_->first_packet_timeout)) {
+      close(Errc::first_packet_timeout, now);
+    } else if (decoder_.has_partial() && !parked_ && passed(last_read_, options_->read_stall_timeout)) {
+      close(Errc::read_stalled, now);
+    } else if (passed(last_packet_, options_->idle_timeout)) {
+      close(Errc::idle_timeout, now);
+    }
+  }
+
+  /// Any thread may read these.
+  [[nodiscard]] std::uint64_t packets_in() const noexcept { return packets_in_.value(); }
+  [[nodiscard]] std::uint64_t packets_out() const noexcept { return packets_out_.value(); }
+  [[nodiscard]] std::uint64_t bytes_in() const noexcept { return bytes_in_.value(); }
+  [[nodiscard]] std::uint64_t bytes_out() const noexcept { return bytes_out_.value(); }
+
+ private:
+  /// Whether the next packet may be handed out: between the marks it stays as it was.
+  [[nodiscard]] bool deliverable() noexcept {
+    if (!accepts() || muted_) return false;
+    const OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
+    if (answers.bytes >= options_->outbound_bytes || answers.packets >= options_->outbound_packets) {
+      paused_ = true;
+    } else if (answers.bytes <= options_->outbound_bytes / 2 && answers.packets <= options_->outbound_packets / 2) {
+      paused_ = false;
+    }
+    return !paused_;
+  }
+
+  template <class Deliver>
+  void pump(TimePoint now, Deliver& deliver) {
+    // Whatever ends this loop early, also an exception, the lent bytes that are left are kept for `resume`.
+    struct Park {
+      SessionProtocol& self;
+      bool drained = false;
+      ~Park() {
+        if (!drained && self.accepts()) self.decoder_.park();
+        self.parked_ = !drained && self.accepts() && self.decoder_.has_partial();
+      }
+    } park{*this};
+    wire::PacketView packet;
+    while (deliverable()) {
+      switch (decoder_.next(packet)) {
+        case wire::Decoder::Status::need_more: park.drained = true; return;
+        case wire::Decoder::Status::error: return close(decoder_.error(), now);
+        case wire::Decoder::Status::packet: break;
+      }
+      packets_in_.add(1);
+      last_packet_ = now;
+      if (packet.header.compression == wire::Compression::none) [[likely]] {
+        deliver(packet.header, packet.extension, packet.payload);
+      } else {
+        auto& out = shared_->decompressed;
+        if (auto error = wire::decompress(packet.header.compression, packet.payload, options_->max_decompressed, out)) {
+          return close(std::move(*error), now);
+        }
+        deliver(packet.header, packet.extension, std::span<const std::byte>(out));
+        if (out.capacity() > keep_decompressed) std::vector<std::byte>().swap(out);
+      }
+    }
+  }
+
+  void set_reason(Error reason) {
+    if (!reason_) reason_ = std::make_unique<Error>(std::move(reason));
+  }
+
+  static constexpr Duration longest_linger = std::chrono::seconds(1);
+  static constexpr std::size_t keep_decompressed = 1024 * 1024;
+
+  const SessionOptions* options_;
+  SharedResources* shared_;
+  wire::Decoder decoder_;
+  std::unique_ptr<OutboundQueue> queue_;  // only while there is something to write
+  std::unique_ptr<Error> reason_;
+  wire::MessageIdCounter ids_;
+  Phase phase_ = Phase::open;
+  bool paused_ = false;      // the answers have been over their budget and not yet under half of it
+  bool muted_ = false;
+  bool parked_ = false;      // whole packets may wait undecoded
+  bool peer_ended_ = false;
+  bool blocked_ = false;     // the transport took no byte since blocked_since_
+  TimePoint began_;
+  TimePoint last_read_;
+  TimePoint last_packet_;
+  TimePoint blocked_since_{};
+  TimePoint end_by_ = TimePoint::max();
+  Counter packets_in_;
+  Counter packets_out_;
+  Counter bytes_in_;
+  Counter bytes_out_;
+};
+
+}  // namespace msgtrans::protocol

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <msgtrans/error.hpp>
+
+namespace msgtrans {
+
+/// What happens when a message finds its session's outbound queue full.
+enum class SlowConsumer : std::uint8_t {
+  wait,         ///< the message is not taken: `send` says `would_block`, `async_send` waits
+  drop_oldest,  ///< the oldest queued messages that are neither answers nor begun are dropped and counted
+  close,        ///< the session ends with `Errc::slow_consumer`
+};
+
+/// Limits and deadlines of one session. Durations: zero means off. Checked by the call that takes them.
+struct SessionOptions {
+  /// Largest payload on the wire, either way, in bytes; itself allowed. 1 byte to 1 GiB.
+  std::uint32_t max_payload = 16 * 1024 * 1024;
+  /// Largest payload after decompression, in bytes; itself allowed. 1 byte to 1 GiB.
+  std::uint32_t max_decompressed = 16 * 1024 * 1024;
+  /// Largest extension header, either way, in bytes. 0 to 65535.
+  std::uint32_t max_extension = 65535;
+
+  /// Budget of the outbound queue, in bytes on the wire and in packets; strict, counted with the message being added.
+  /// A message larger than the whole byte budget is taken only into an empty queue. Answers are always taken; while
+  /// they alone are over the budget the session is handed no further packets. 1 byte to 16 GiB; 1 to 50 million.
+  std::size_t outbound_bytes = 1024 * 1024;
+  std::size_t outbound_packets = 4096;
+  SlowConsumer slow_consumer = SlowConsumer::wait;
+
+  /// For requests that name no timeout of their own.
+  std::chrono::milliseconds request_timeout{10'000};
+  /// From accepting the connection to the end of its first whole packet.
+  std::chrono::milliseconds first_packet_timeout{10'000};
+  /// No packet either way.
+  std::chrono::milliseconds idle_timeout{0};
+  /// A packet has begun to arrive, and no byte of it for this long.
+  std::chrono::milliseconds read_stall_timeout{30'000};
+  /// Something is to be written, and the peer takes no byte of it for this long.
+  std::chrono::milliseconds write_stall_timeout{30'000};
+  /// How long a session that ends may take to write what it had accepted and to hear the peer's end. Not zero.
+  std::chrono::milliseconds close_timeout{5'000};
+
+  /// Send small packets at once (TCP_NODELAY).
+  bool no_delay = true;
+};
+
+/// Names the first option that is out of its range, with its value; no error if none is.
+[[nodiscard]] Error validate(const SessionOptions& options);
+
+}  // namespace msgtrans
