@@ -26,7 +26,9 @@ class SessionId {
 };
 
 /// `session-<n>`.
-[[nodiscard]] inline std::string to_string(SessionId id) { return "session-" + std::to_string(id.value()); }
+[[nodiscard]] inline std::string to_string(SessionId id) {
+  return "session-" + std::to_string(id.value());
+}
 
 template <class CharT, class Traits>
 std::basic_ostream<CharT, Traits>& operator<<(std::basic_ostream<CharT, Traits>& out, SessionId id) {

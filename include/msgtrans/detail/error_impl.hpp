@@ -63,7 +63,9 @@ inline constexpr ErrorCategory error_category_instance;
 
 }  // namespace detail
 
-inline const boost::system::error_category& error_category() noexcept { return detail::error_category_instance; }
+inline const boost::system::error_category& error_category() noexcept {
+  return detail::error_category_instance;
+}
 
 inline bool is_fatal(const error_code& code) noexcept {
   if (!code.failed() || is_retryable(code)) return false;

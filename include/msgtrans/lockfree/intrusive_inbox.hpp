@@ -31,9 +31,9 @@ enum class Pushed : unsigned char {
 ///
 /// Order: if one push happens before another, in one thread or across threads, their elements come out in that order.
 ///
-/// Thread safety: `push` and `empty` from any thread; `take_all` and `close` from one thread at a time, each call happening before
-/// the next.
-/// Progress: `push` is lock-free, `take_all` wait-free but for the reversal, which is O(elements taken).
+/// Thread safety: `push` and `empty` from any thread; `take_all` and `close` from one thread at a time, each call
+/// happening before the next. Progress: `push` is lock-free, `take_all` wait-free but for the reversal, which is
+/// O(elements taken).
 template <class T>
 class IntrusiveInbox {
  public:
@@ -41,9 +41,9 @@ class IntrusiveInbox {
   IntrusiveInbox(const IntrusiveInbox&) = delete;
   IntrusiveInbox& operator=(const IntrusiveInbox&) = delete;
 
-  /// Puts `element` in. There is exactly one `first` for each `take_all` or `close` that returns something, so a consumer
-  /// that takes all whenever it is woken misses nothing.
-  /// The consumer may have taken and destroyed `element` by the time this returns.
+  /// Puts `element` in. There is exactly one `first` for each `take_all` or `close` that returns something, so a
+  /// consumer that takes all whenever it is woken misses nothing. The consumer may have taken and destroyed `element`
+  /// by the time this returns.
   [[nodiscard]] Pushed push(T* element) noexcept {
     static_assert(std::is_base_of_v<InboxNode<T>, T> && std::is_convertible_v<T*, InboxNode<T>*>,
                   "T must derive publicly from InboxNode<T>");

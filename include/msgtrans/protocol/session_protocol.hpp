@@ -289,11 +289,11 @@ class SessionProtocol {
   std::unique_ptr<Error> reason_;
   wire::MessageIdCounter ids_;
   Phase phase_ = Phase::open;
-  bool paused_ = false;      // the answers have been over their budget and not yet under half of it
+  bool paused_ = false;  // the answers have been over their budget and not yet under half of it
   bool muted_ = false;
-  bool parked_ = false;      // whole packets may wait undecoded
+  bool parked_ = false;  // whole packets may wait undecoded
   bool peer_ended_ = false;
-  bool blocked_ = false;     // the transport took no byte since blocked_since_
+  bool blocked_ = false;  // the transport took no byte since blocked_since_
   TimePoint began_;
   TimePoint last_read_;
   TimePoint last_packet_;

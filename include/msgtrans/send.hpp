@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <msgtrans/bytes_view.hpp>
+#include <msgtrans/error.hpp>
+#include <optional>
+
+namespace msgtrans {
+
+/// What became of a message at once. Whatever is not `queued` was not taken: the payload stays the caller's.
+enum class SendResult : std::uint8_t {
+  queued,       ///< accepted: it is written, or counted as dropped if the session ends before it could be
+  would_block,  ///< the outbound queue has no room; `async_send` waits for it
+  too_large,    ///< the payload is over `SessionOptions::max_payload`, or the extension header over `max_extension`
+  closed,       ///< the session has ended or is ending
+  not_found,    ///< no session has that id; for `respond`: this message awaits no answer (any more)
+};
+
+/// The same as an error: none for `queued`.
+[[nodiscard]] inline error_code make_error_code(SendResult result) noexcept {
+  switch (result) {
+    case SendResult::queued: return {};
+    case SendResult::would_block: return Errc::would_block;
+    case SendResult::too_large: return Errc::too_large;
+    case SendResult::closed: return Errc::closed;
+    case SendResult::not_found: return Errc::not_found;
+  }
+  return Errc::closed;
+}
+
+[[nodiscard]] inline const char* to_string(SendResult result) noexcept {
+  switch (result) {
+    case SendResult::queued: return "queued";
+    case SendResult::would_block: return "would_block";
+    case SendResult::too_large: return "too_large";
+    case SendResult::closed: return "closed";
+    case SendResult::not_found: return "not_found";
+  }
+  return "?";
+}
+
+/// What goes out beside the payload.
+struct SendOptions {
+  /// The application's own kind of message.
+  std::uint8_t biz_type = 0;
+  /// Extension header: route tags, trace ids, metadata; never compressed. At most `SessionOptions::max_extension`
+  /// bytes.
+  BytesView extension = {};
+  /// Overtakes what is queued with normal priority, through a budget of its own; sets the wire flag.
+  bool high_priority = false;
+  /// Tells the receiver that the extension header holds a route tag (a wire flag).
+  bool route_tag = false;
+};
+
+struct RequestOptions {
+  std::uint8_t biz_type = 0;
+  BytesView extension = {};
+  bool high_priority = false;
+  bool route_tag = false;
+  /// How long to wait for room in the queue and for the answer together; unset: `SessionOptions::request_timeout`;
+  /// zero: for ever.
+  std::optional<std::chrono::milliseconds> timeout = {};
+};
+
+/// What became of a broadcast; the three add up to the sessions that were visited.
+struct BroadcastResult {
+  std::size_t queued = 0;   ///< accepted, in the same sense as `SendResult::queued`
+  std::size_t dropped = 0;  ///< not accepted: the session's queue was full
+  std::size_t refused = 0;  ///< not accepted: the session is ending, or the payload is over its limit
+};
+
+}  // namespace msgtrans

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <msgtrans/session/session.hpp>
+#include <msgtrans/session/session_manager.hpp>
+#include <msgtrans/session_options.hpp>
+#include <msgtrans/transport/endpoint.hpp>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace msgtrans {
+
+struct StopReport;
+
+namespace detail {
+class Server;
+using StopHandler = asio::any_completion_handler<void(StopReport)>;
+}  // namespace detail
+
+/// What `on_connect` says of a newcomer.
+struct Admission {
+  bool accepted = true;
+  /// Kept in the statistics' error hook; the peer sees the connection end.
+  std::string reason;
+
+  static Admission accept() { return {}; }
+  static Admission refuse(std::string why = {}) { return {false, std::move(why)}; }
+};
+
+/// Something went wrong that no call could report.
+struct ErrorEvent {
+  /// Whose session it was; 0 if it belongs to none.
+  SessionId session;
+  Error error;
+  /// The exception, if a handler threw one.
+  std::exception_ptr exception;
+};
+
+/// Called on shard threads; must not block; may make any call of the library that does not block.
+using MessageHandler = std::function<void(Session&, const Message&)>;
+using DisconnectHandler = std::function<void(Session&, const Error& reason)>;
+using ErrorHandler = std::function<void(const ErrorEvent&)>;
+
+/// Checked by the constructor of `ServerTransport`.
+struct ServerOptions {
+  /// Threads that serve sessions; a session lives on one of them. 0: one a core; at most 1024.
+  unsigned shards = 0;
+  /// Your own executors, one a shard; then no thread is started and `shards` must be 0 or their number. Each must run
+  /// one thing at a time (a strand, or an `io_context` that one thread runs) and must be running until `stop` returned.
+  std::vector<detail::asio::any_io_executor> executors = {};
+  /// Sessions at once; further connections are closed and counted as refused. At least 1.
+  std::size_t max_sessions = 1'000'000;
+  /// Sessions at once from one address; 0: no limit.
+  std::size_t max_sessions_per_address = 0;
+  /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
+  std::chrono::milliseconds drain{5'000};
+  /// For every listener that names no options of its own.
+  SessionOptions session = {};
+};
+
+/// Checked by `listen`.
+struct ListenOptions {
+  /// Instead of `ServerOptions::session`.
+  std::optional<SessionOptions> session = {};
+  /// Connections that the system keeps waiting before they are accepted. 1 to 65535.
+  int backlog = 4096;
+};
+
+/// Counters since the start, summed over the shards; each is exact, the whole is not one instant's picture.
+struct ServerStats {
+  std::size_t sessions = 0;               ///< open now
+  std::uint64_t sessions_total = 0;       ///< accepted ever
+  std::uint64_t sessions_refused = 0;     ///< by a limit or by `on_connect`
+  std::uint64_t accept_failures = 0;      ///< the system could not give a connection (say, no file descriptor left)
+  std::uint64_t packets_in = 0;           ///< whole packets received
+  std::uint64_t packets_out = 0;          ///< packets written whole
+  std::uint64_t bytes_in = 0;             ///< bytes received
+  std::uint64_t bytes_out = 0;            ///< bytes written
+  std::uint64_t protocol_errors = 0;      ///< sessions ended because the peer broke the protocol
+  std::uint64_t handler_failures = 0;     ///< exceptions that handlers threw
+  std::uint64_t unhandled = 0;            ///< messages received while there was no `on_message`
+  std::uint64_t dropped_oldest = 0;       ///< packets dropped by `SlowConsumer::drop_oldest`
+  std::uint64_t dropped_at_close = 0;     ///< packets accepted, but not written when their session ended
+  std::uint64_t requests = 0;             ///< requests that this end made
+  std::uint64_t requests_timed_out = 0;   ///< of those
+  std::uint64_t unmatched_responses = 0;  ///< late, duplicate and forged answers, dropped
+};
+
+/// What `stop` had to cut at the end of the drain time; all zero if everything finished.
+struct StopReport {
+  std::size_t sessions_cut = 0;   ///< sessions that still had something to finish
+  std::size_t requests_cut = 0;   ///< requests this end had made, failed with `connection_lost`
+  std::size_t answers_cut = 0;    ///< requests of peers whose answer was still owed
+  std::uint64_t packets_cut = 0;  ///< packets accepted for sending and not written
+  /// False if the server was still stopping when the call returned (called from a handler, or an executor did not run).
+  bool complete = true;
+
+  [[nodiscard]] bool clean() const noexcept {
+    return complete && sessions_cut == 0 && requests_cut == 0 && answers_cut == 0 && packets_cut == 0;
+  }
+};
+
+/// A message server: sessions on shards, behind any number of listeners.
+///
+/// Life: constructed, (`listen`, handlers)*, `start` or `run`, `stop`. Stopped is final. Destroying stops, with the
+/// drain time of the options, and no handler runs when the destructor has returned. That is allowed from a handler too:
+/// then the destructor returns at once, no further handler is called, and the shards finish by themselves. With
+/// executors of yours the destructor does not wait either, since they may not run any more: it cuts; call `stop`
+/// before. Thread safety: every call may be made from any thread. Handlers are set before `start`. Nothing here prints,
+/// ends the process or lets an exception of a handler out: that session ends with `handler_failed`, the rest goes on.
+class ServerTransport {
+ public:
+  /// \throws Exception with `Errc::invalid_option`.
+  explicit ServerTransport(ServerOptions options = {});
+  ~ServerTransport();
+  ServerTransport(const ServerTransport&) = delete;
+  ServerTransport& operator=(const ServerTransport&) = delete;
+
+  /// Binds at once, so that errors come here and the port is known; accepts once started, or immediately if it is.
+  /// Each shard listens for itself on the same port. Looking a name up blocks; not to be called from a handler then.
+  /// \returns where it listens, with the real port.
+  /// \throws Exception: the system's error (the text names the address), `invalid_option`, `wrong_state`.
+  Endpoint listen(const Endpoint& endpoint, const ListenOptions& options = {});
+  /// The same without exceptions; on failure nothing has changed.
+  std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
+
+  /// Called for each newcomer before any of its messages. `f` takes `Session&` and returns `Admission`, or nothing for
+  /// "always accept". \throws Exception with `wrong_state` once started, as all setters of handlers do.
+  template <std::invocable<Session&> F>
+  void on_connect(F f) {
+    if constexpr (std::is_void_v<std::invoke_result_t<F&, Session&>>) {
+      set_on_connect([f = std::move(f)](Session& session) mutable {
+        f(session);
+        return Admission::accept();
+      });
+    } else {
+      set_on_connect(std::move(f));
+    }
+  }
+  /// Called for each request and one-way message, in the order a session sent them.
+  void on_message(MessageHandler handler);
+  /// Called exactly once for each session that was accepted, after its last message, with the reason.
+  void on_disconnect(DisconnectHandler handler);
+  /// Called for what no call can report: a handler's exception, a protocol error, a failed accept.
+  void on_error(ErrorHandler handler);
+
+  /// Starts the shards and accepting. \throws Exception with `wrong_state` if started or stopped before.
+  void start();
+  /// `start` unless started, then waits for SIGINT, SIGTERM or `stop`, then stops with the options' drain time.
+  /// Not from a handler (`blocking_on_shard`).
+  StopReport run();
+  /// Stops accepting; lets each session write what is queued, answer what it was asked and get what it asked for,
+  /// within `drain`; closes; calls every `on_disconnect`; joins the threads. Zero: cuts at once.
+  /// Again, or while another thread stops: waits for that and returns the same report. From a handler: begins, and
+  /// returns at once with `complete` false. With executors of your own it waits at most 2 s longer than `drain`: on the
+  /// thread that runs them use `async_stop`.
+  StopReport stop(std::chrono::milliseconds drain);
+  StopReport stop();  ///< with `ServerOptions::drain`
+  /// The same without blocking; for programs that run the executors themselves. Completes with `void(StopReport)` when
+  /// all sessions are gone; threads of the server are joined by the destructor. Not cancellable: a stop goes on.
+  template <class CompletionToken>
+  auto async_stop(std::chrono::milliseconds drain, CompletionToken&& token) {
+    return detail::asio::async_initiate<CompletionToken, void(StopReport)>(
+        [](auto handler, std::shared_ptr<detail::Server> server, std::chrono::milliseconds within) {
+          start_stop(server, within, std::move(handler));
+        },
+        token, server_, drain);
+  }
+
+  /// As the calls of `Session`; `not_found` if there is none with that id. O(1) more.
+  SendResult send(SessionId session, BytesView payload, const SendOptions& options = {});
+  template <class CompletionToken>
+  auto async_send(SessionId session, BytesView payload, const SendOptions& options, CompletionToken&& token) {
+    return detail::async_send(find(session), Errc::not_found, payload, options, std::forward<CompletionToken>(token));
+  }
+  template <class CompletionToken>
+  auto async_request(SessionId session, BytesView payload, const RequestOptions& options, CompletionToken&& token) {
+    return detail::async_request(find(session), Errc::not_found, payload, options,
+                                 std::forward<CompletionToken>(token));
+  }
+  /// False if there is none with that id.
+  bool close(SessionId session, std::string_view reason = {});
+  /// Sends to every session that is there. Encoded once; never blocks; O(sessions). Overflow is treated as by `send`.
+  BroadcastResult broadcast(BytesView payload, const SendOptions& options = {});
+
+  [[nodiscard]] SessionManager session_manager() const;
+  [[nodiscard]] std::size_t session_count() const noexcept;
+  [[nodiscard]] ServerStats stats() const;
+  /// Where it listens.
+  [[nodiscard]] std::vector<Endpoint> endpoints() const;
+
+ private:
+  static void start_stop(const std::shared_ptr<detail::Server>& server, std::chrono::milliseconds drain,
+                         detail::StopHandler handler);
+  void set_on_connect(std::function<Admission(Session&)> handler);
+  [[nodiscard]] detail::SessionPtr find(SessionId session) const;
+
+  std::shared_ptr<detail::Server> server_;
+};
+
+}  // namespace msgtrans

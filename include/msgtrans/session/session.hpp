@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <any>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <msgtrans/detail/asio.hpp>
+#include <msgtrans/message.hpp>
+#include <msgtrans/send.hpp>
+#include <msgtrans/session_id.hpp>
+#include <msgtrans/transport/endpoint.hpp>
+#include <utility>
+
+namespace msgtrans {
+
+namespace detail {
+
+using SendHandler = asio::any_completion_handler<void(error_code)>;
+using ReplyHandler = asio::any_completion_handler<void(error_code, Reply)>;
+
+/// One message on its way in: made from the caller's bytes at once, so that nothing of the caller's is kept when the
+/// operation itself starts later (as with `use_awaitable` or `deferred`).
+class OutgoingCommand;
+struct OutgoingCommandDeleter {
+  void operator()(OutgoingCommand* command) const noexcept;
+};
+using OutgoingCommandPtr = std::unique_ptr<OutgoingCommand, OutgoingCommandDeleter>;
+
+/// `nobody` is the error if there is no session.
+[[nodiscard]] OutgoingCommandPtr make_send(SessionPtr session, Errc nobody, BytesView payload,
+                                           const SendOptions& options);
+[[nodiscard]] OutgoingCommandPtr make_request(SessionPtr session, Errc nobody, BytesView payload,
+                                              const RequestOptions& options);
+void start_send(OutgoingCommandPtr command, SendHandler handler);
+void start_request(OutgoingCommandPtr command, ReplyHandler handler);
+
+template <class CompletionToken>
+auto async_send(SessionPtr session, Errc nobody, BytesView payload, const SendOptions& options,
+                CompletionToken&& token) {
+  return asio::async_initiate<CompletionToken, void(error_code)>(
+      [](auto handler, OutgoingCommandPtr command) { start_send(std::move(command), std::move(handler)); }, token,
+      make_send(std::move(session), nobody, payload, options));
+}
+
+template <class CompletionToken>
+auto async_request(SessionPtr session, Errc nobody, BytesView payload, const RequestOptions& options,
+                   CompletionToken&& token) {
+  return asio::async_initiate<CompletionToken, void(error_code, Reply)>(
+      [](auto handler, OutgoingCommandPtr command) { start_request(std::move(command), std::move(handler)); }, token,
+      make_request(std::move(session), nobody, payload, options));
+}
+
+/// Blocks the calling thread. Errc::blocking_on_shard on a thread that must not block.
+[[nodiscard]] Reply request(SessionPtr session, BytesView payload, const RequestOptions& options, Error& error);
+
+}  // namespace detail
+
+/// A session's counters since it began.
+struct SessionStats {
+  std::uint64_t packets_in = 0;
+  std::uint64_t packets_out = 0;
+  std::uint64_t bytes_in = 0;
+  std::uint64_t bytes_out = 0;
+  std::size_t queued_bytes = 0;    ///< in the outbound queue now
+  std::size_t queued_packets = 0;  ///< in the outbound queue now
+};
+
+/// A handle to one session: who is connected, and the way to talk back. Handlers are lent one; copy it to keep it.
+/// A copy keeps the session's record alive, not its connection: when that has ended, calls say `closed`.
+///
+/// Thread safety: different handles, also to the same session, may be used from any threads at once. `user_data` is
+/// the exception: handlers of this session only.
+class Session {
+ public:
+  /// Never refers to nothing: handles come from the library.
+  explicit Session(detail::SessionPtr state) noexcept : state_(std::move(state)) {}
+
+  [[nodiscard]] SessionId id() const noexcept;
+  /// False once the session has ended or is ending.
+  [[nodiscard]] bool is_open() const noexcept;
+  /// The address at the other end.
+  [[nodiscard]] Endpoint peer() const;
+  [[nodiscard]] SessionStats stats() const noexcept;
+  /// The executor of the shard that serves this session: work on it runs one at a time with the session's handlers.
+  [[nodiscard]] detail::asio::any_io_executor get_executor() const noexcept;
+
+  /// Queues a one-way message. Any thread; never blocks; O(size). Messages of one thread to one session arrive in the
+  /// order sent, and so do messages of several threads where one send happens before the other. It is complete (in the
+  /// sense of the result `queued`) when this returns, on the wire a moment later. Inside this session's own
+  /// `on_message` it counts as an answer: always taken (see `SessionOptions::outbound_bytes`).
+  SendResult send(BytesView payload, const SendOptions& options = {});
+
+  /// Answers a request, once, inside the handler that was lent it (later: `Message::retain`). Always taken while the
+  /// session is open. `not_found` if the message is no request or was answered or retained.
+  SendResult respond(const Message& request, BytesView payload, BytesView extension = {});
+
+  /// Queues a one-way message, waiting for room if there is none; waiting messages go in the order they came, before
+  /// later ones of `send`. Any thread; the bytes are copied by this call.
+  /// Completes with `void(error_code)`: success (accepted), `too_large`, `closed`, or `operation_aborted`.
+  /// Cancellation (all types): ends the wait; the message is not taken. An accepted message cannot be called back.
+  template <class CompletionToken>
+  auto async_send(BytesView payload, const SendOptions& options, CompletionToken&& token) {
+    return detail::async_send(state_, Errc::closed, payload, options, std::forward<CompletionToken>(token));
+  }
+  template <class CompletionToken>
+  auto async_send(BytesView payload, CompletionToken&& token) {
+    return detail::async_send(state_, Errc::closed, payload, SendOptions{}, std::forward<CompletionToken>(token));
+  }
+
+  /// Asks the peer and waits for its answer; either end may ask. Any thread; the bytes are copied by this call.
+  /// Completes with `void(error_code, Reply)`: success, `request_timeout`, `connection_lost` (the session ended first;
+  /// whether the peer acted on the request is unknown), `closed`, `too_large`, or `operation_aborted`.
+  /// Cancellation (all types): the wait ends at once; an answer that comes later is dropped and counted.
+  template <class CompletionToken>
+  auto async_request(BytesView payload, const RequestOptions& options, CompletionToken&& token) {
+    return detail::async_request(state_, Errc::closed, payload, options, std::forward<CompletionToken>(token));
+  }
+  template <class CompletionToken>
+  auto async_request(BytesView payload, CompletionToken&& token) {
+    return detail::async_request(state_, Errc::closed, payload, RequestOptions{}, std::forward<CompletionToken>(token));
+  }
+
+  /// The same for programs without Asio: blocks the calling thread until the answer, the timeout or the end of the
+  /// session. Any thread but those that run handlers: there it fails with `blocking_on_shard` at once.
+  /// \throws Exception with the error.
+  [[nodiscard]] Reply request(BytesView payload, const RequestOptions& options = {}) {
+    Error error;
+    Reply reply = request(payload, options, error);
+    if (error) throw Exception(error);
+    return reply;
+  }
+  /// The same; on failure an empty reply, and `error` is set.
+  [[nodiscard]] Reply request(BytesView payload, const RequestOptions& options, Error& error) {
+    return detail::request(state_, payload, options, error);
+  }
+
+  /// Ends the session: no further message is handed out, what was accepted for sending is written (at most for
+  /// `SessionOptions::close_timeout`), then the connection closes. Pending requests fail with `connection_lost`.
+  /// Any thread; returns at once; again has no effect. `on_disconnect` gets `closed_by_user` with `reason`.
+  void close(std::string_view reason = {});
+
+  /// The application's own data of this session. Only inside handlers of this session.
+  [[nodiscard]] std::any& user_data() noexcept;
+
+  friend bool operator==(const Session&, const Session&) noexcept = default;
+
+ private:
+  detail::SessionPtr state_;
+};
+
+}  // namespace msgtrans

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <msgtrans/error.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace msgtrans {
+
+/// The transports that this version has.
+enum class Transport : std::uint8_t { tcp };
+
+[[nodiscard]] std::string_view to_string(Transport transport) noexcept;
+
+/// Where to listen, or whom to connect to.
+struct Endpoint {
+  Transport transport = Transport::tcp;
+  /// A numeric IPv4 or IPv6 address (without brackets), or a name to look up.
+  std::string host;
+  /// 0 lets the system choose when listening.
+  std::uint16_t port = 0;
+
+  /// `127.0.0.1:8001`, `[::1]:8001`.
+  [[nodiscard]] std::string to_string() const;
+  /// `tcp://127.0.0.1:8001`.
+  [[nodiscard]] std::string url() const;
+
+  friend bool operator==(const Endpoint&, const Endpoint&) = default;
+};
+
+std::ostream& operator<<(std::ostream& out, const Endpoint& endpoint);
+
+/// `host:port` as a TCP endpoint: `127.0.0.1:8001`, `[::1]:0`, `localhost:8001`.
+/// \throws Exception with `Errc::invalid_address` that shows what was given.
+[[nodiscard]] Endpoint tcp(std::string_view host_and_port);
+
+/// `tcp://host:port`. On failure empty, and `error` says what is wrong with which part.
+[[nodiscard]] std::optional<Endpoint> parse_url(std::string_view url, Error& error);
+
+}  // namespace msgtrans

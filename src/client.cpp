@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client.hpp"
+
+#include "complete.hpp"
+#include "tcp.hpp"
+
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <unistd.h>
+#include <utility>
+
+namespace msgtrans::detail {
+
+using asio::ip::tcp;
+
+/// One try to connect: looks the name up, then tries its addresses one after the other, all within the time.
+/// On the shard.
+class Client::Attempt : public std::enable_shared_from_this<Attempt> {
+ public:
+  Attempt(std::shared_ptr<Client> client, Endpoint target, Connected connected)
+      : client_(std::move(client)),
+        target_(std::move(target)),
+        connected_(std::move(connected)),
+        resolver_(client_->shard_->executor()),
+        socket_(client_->shard_->executor()),
+        deadline_(client_->shard_->executor()) {}
+
+  void start() {
+    if (client_->options_.connect_timeout.count() != 0) {
+      deadline_.expires_after(client_->options_.connect_timeout);
+      deadline_.async_wait([self = shared_from_this()](const error_code& error) {
+        if (error) return;
+        Shard::Scope scope(*self->client_->shard_);
+        self->end(Error(asio::error::timed_out, "cannot connect to " + self->target_.to_string() + " within " +
+                                                    std::to_string(self->client_->options_.connect_timeout.count()) +
+                                                    " ms"));
+      });
+    }
+    error_code code;
+    if (const auto address = asio::ip::make_address(target_.host, code); !code) {
+      addresses_.emplace_back(address, target_.port);
+      return next();
+    }
+    resolver_.async_resolve(
+        target_.host, std::to_string(target_.port),
+        [self = shared_from_this()](const error_code& error, const tcp::resolver::results_type& found) {
+          Shard::Scope scope(*self->client_->shard_);
+          if (error) {
+            return self->end(Error(error, "cannot look up \"" + self->target_.host + "\": " + error.message()));
+          }
+          for (const auto& entry : found) self->addresses_.push_back(entry.endpoint());
+          self->next();
+        });
+  }
+
+  void end(Error error) {
+    if (!connected_) return;
+    auto connected = std::exchange(connected_, nullptr);
+    deadline_.cancel();
+    resolver_.cancel();
+    error_code ignored;
+    socket_.close(ignored);
+    client_->settle_attempt(std::move(error), std::move(connected));
+  }
+
+ private:
+  void next() {
+    if (!connected_) return;
+    if (next_ == addresses_.size()) return end(std::move(last_error_));
+    const tcp::endpoint address = addresses_[next_++];
+    error_code ignored;
+    socket_.close(ignored);
+    socket_.async_connect(address, [self = shared_from_this(), address](const error_code& error) {
+      Shard::Scope scope(*self->client_->shard_);
+      if (!self->connected_) return;
+      if (error) {
+        self->last_error_ =
+            Error(error, "cannot connect to " + to_endpoint(address).to_string() + ": " + error.message());
+        return self->next();
+      }
+      Error failure;
+      error_code code;
+      const int descriptor = self->socket_.release(code);
+      self->client_->established(descriptor, address, failure);
+      self->end(std::move(failure));
+    });
+  }
+
+  std::shared_ptr<Client> client_;
+  Endpoint target_;
+  Connected connected_;
+  tcp::resolver resolver_;
+  tcp::socket socket_;
+  asio::steady_timer deadline_;
+  std::vector<tcp::endpoint> addresses_;
+  std::size_t next_ = 0;
+  Error last_error_;
+};
+
+namespace {
+
+ClientOptions checked(ClientOptions options) {
+  Error error = validate(options.session);
+  if (!error && options.connect_timeout.count() < 0) {
+    error = Error(Errc::invalid_option, "connect_timeout is negative");
+  }
+  if (error) throw Exception(error);
+  return options;
+}
+
+}  // namespace
+
+Client::Client(ClientOptions options)
+    : options_(checked(std::move(options))),
+      session_options_(std::make_shared<const SessionOptions>(options_.session)),
+      shard_(options_.executor ? std::make_shared<Shard>(options_.executor) : std::make_shared<Shard>()) {}
+
+Client::~Client() = default;
+
+Error Client::connect(std::string_view url, asio::cancellation_slot slot, Connected& connected) {
+  Error error;
+  const auto target = parse_url(url, error);
+  if (!target) return error;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::idle) {
+      return {Errc::wrong_state, state_ == State::cut          ? "the client has been destroyed"
+                                 : state_ == State::connecting ? "another connect() is under way"
+                                                               : "already connected"};
+    }
+    state_ = State::connecting;
+    if (!std::exchange(shard_started_, true)) {
+      shard_->start(
+          [self = weak_from_this(), shard = shard_.get()](std::exception_ptr exception) {
+            shard->counters().handler_failures.add(1);
+            if (const auto client = self.lock()) {
+              client->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+            }
+          },
+          nullptr);
+    }
+  }
+  const auto attempt = std::make_shared<Attempt>(shared_from_this(), *target, std::move(connected));
+  if (slot.is_connected()) {
+    slot.assign([shard = shard_, attempt](asio::cancellation_type type) {
+      if (type == asio::cancellation_type::none) return;
+      shard->post([attempt] { attempt->end(Error(asio::error::operation_aborted, "connecting was cancelled")); });
+    });
+  }
+  shard_->post([self = shared_from_this(), attempt] {
+    self->attempt_ = attempt;
+    attempt->start();
+  });
+  return {};
+}
+
+void Client::established(int descriptor, const tcp::endpoint& peer, Error& error) {
+  auto socket = adopt(shard_->executor(), descriptor, peer.protocol() == tcp::v6(), *session_options_, error);
+  if (!socket) return;
+  const SessionPtr session(
+      new SessionState(next_session_id(), shard_, shared_from_this(), session_options_, std::move(*socket), peer));
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::connecting) {
+      error = Error(asio::error::operation_aborted, "the client was destroyed");
+      session->refuse();
+      return;
+    }
+    session_ = session;
+    state_ = State::connected;
+  }
+  session->open();
+}
+
+/// The attempt is over.
+void Client::settle_attempt(Error error, Connected connected) {
+  attempt_ = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ == State::connecting) state_ = State::idle;
+    changed_.notify_all();
+  }
+  std::move(connected)(std::move(error));
+}
+
+void Client::ended(SessionState& state, const Error& reason) noexcept {
+  if (on_disconnect && !silent_.load()) {
+    Session session{SessionPtr(&state)};
+    std::exception_ptr exception;
+    try {
+      on_disconnect(session, reason);
+    } catch (...) {
+      exception = std::current_exception();
+    }
+    if (exception) {
+      shard_->counters().handler_failures.add(1);
+      failed({state.id(), Error(Errc::handler_failed, describe(exception)), exception});
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  if (state_ == State::connected) state_ = State::idle;
+  changed_.notify_all();
+}
+
+void Client::failed(const ErrorEvent& event) noexcept {
+  if (!on_error || silent_.load()) return;
+  try {
+    on_error(event);
+  } catch (...) {
+    shard_->counters().handler_failures.add(1);
+  }
+}
+
+void Client::connect_and_wait(std::string_view url, Error& error) {
+  error = {};
+  if (Shard::must_not_block()) {
+    error = Error(Errc::blocking_on_shard, "connect() would block a thread that runs handlers; use async_connect");
+    return;
+  }
+  struct Waiter {
+    std::mutex mutex;
+    std::condition_variable ended;
+    bool done = false;
+    Error error;
+  } waiter;
+  Connected connected = [&waiter](Error result) {
+    const std::lock_guard lock(waiter.mutex);
+    waiter.error = std::move(result);
+    waiter.done = true;
+    waiter.ended.notify_one();
+  };
+  error = connect(url, {}, connected);
+  if (error) return;
+  std::unique_lock lock(waiter.mutex);
+  waiter.ended.wait(lock, [&] { return waiter.done; });
+  error = std::move(waiter.error);
+}
+
+SessionPtr Client::current() const {
+  const std::lock_guard lock(mutex_);
+  return state_ == State::connected ? session_ : nullptr;
+}
+
+SessionStats Client::stats() const {
+  const std::lock_guard lock(mutex_);
+  return session_ ? session_->stats() : SessionStats{};
+}
+
+void Client::close() {
+  const SessionPtr session = current();
+  if (!session) return;
+  session->close(Error(Errc::closed_by_user));
+  // The user's executor may be run by this very thread.
+  if (Shard::must_not_block() || options_.executor) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return state_ != State::connected || session_ != session; });
+}
+
+void Client::cut() {
+  {
+    const std::lock_guard lock(mutex_);
+    state_ = State::cut;
+    if (!shard_started_ && !options_.executor) {
+      shard_->finish([] {});
+      shard_->join();
+      return;
+    }
+  }
+  shard_->post([self = shared_from_this()] {
+    const auto& shard = self->shard_;
+    if (self->attempt_) self->attempt_->end(Error(asio::error::operation_aborted, "the client was destroyed"));
+    const auto finish = [self] {
+      self->shard_->finish([self] {
+        const std::lock_guard lock(self->mutex_);
+        self->shard_finished_ = true;
+        self->changed_.notify_all();
+      });
+    };
+    if (shard->session_count() == 0) return finish();
+    shard->on_empty = finish;
+    for (const auto& session : shard->sessions()) session->abort(Error(Errc::closed_by_user));
+  });
+  // On the user's executor there is nothing to wait for: it may never run again.
+  if (Shard::must_not_block() || options_.executor) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return shard_finished_; });
+  lock.unlock();
+  shard_->join();
+}
+
+void Client::silence() noexcept {
+  silent_.store(true);
+  if (!Shard::must_not_block()) shard_->wait_until_idle();
+}
+
+}  // namespace msgtrans::detail
+
+namespace msgtrans {
+
+ClientTransport::ClientTransport(ClientOptions options)
+    : client_(std::make_shared<detail::Client>(std::move(options))) {}
+
+ClientTransport::~ClientTransport() {
+  client_->cut();
+  client_->silence();
+}
+
+void ClientTransport::on_message(MessageHandler handler) {
+  client_->set(&detail::Client::on_message, std::move(handler));
+}
+void ClientTransport::on_disconnect(DisconnectHandler handler) {
+  client_->set(&detail::Client::on_disconnect, std::move(handler));
+}
+void ClientTransport::on_error(ErrorHandler handler) {
+  client_->set(&detail::Client::on_error, std::move(handler));
+}
+
+void ClientTransport::connect(std::string_view url) {
+  Error error;
+  connect(url, error);
+  if (error) throw Exception(error);
+}
+
+void ClientTransport::connect(std::string_view url, Error& error) {
+  client_->connect_and_wait(url, error);
+}
+
+void ClientTransport::start_connect(const std::shared_ptr<detail::Client>& client, const std::string& url,
+                                    detail::ConnectHandler handler) {
+  const auto& shard = client->shard()->executor();
+  const auto slot = detail::asio::get_associated_cancellation_slot(handler);
+  auto work = detail::tracked_executor(handler, shard);
+  detail::Client::Connected connected = [shard, work = std::move(work),
+                                         handler = std::move(handler)](const Error& error) mutable {
+    detail::complete_later(shard, std::move(work), std::move(handler), error.code);
+  };
+  if (Error error = client->connect(url, slot, connected)) {
+    detail::asio::post(detail::asio::system_executor(),
+                       [connected = std::move(connected), error]() mutable { std::move(connected)(error); });
+  }
+}
+
+bool ClientTransport::is_connected() const noexcept {
+  const auto state = client_->current();
+  return state && state->is_open();
+}
+
+std::optional<Session> ClientTransport::session() const {
+  if (auto state = client_->current()) return Session(std::move(state));
+  return std::nullopt;
+}
+
+SendResult ClientTransport::send(BytesView payload, const SendOptions& options) {
+  const auto state = client_->current();
+  return state ? state->send(payload, options) : SendResult::closed;
+}
+
+Reply ClientTransport::request(BytesView payload, const RequestOptions& options) {
+  Error error;
+  Reply reply = request(payload, options, error);
+  if (error) throw Exception(error);
+  return reply;
+}
+
+Reply ClientTransport::request(BytesView payload, const RequestOptions& options, Error& error) {
+  auto state = client_->current();
+  if (!state) {
+    error = Error(Errc::closed, "not connected");
+    return {};
+  }
+  return detail::request(std::move(state), payload, options, error);
+}
+
+void ClientTransport::close() {
+  client_->close();
+}
+SessionStats ClientTransport::stats() const {
+  return client_->stats();
+}
+detail::SessionPtr ClientTransport::current() const {
+  return client_->current();
+}
+
+}  // namespace msgtrans

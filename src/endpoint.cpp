@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <charconv>
+#include <msgtrans/transport/endpoint.hpp>
+#include <ostream>
+
+namespace msgtrans {
+
+namespace {
+
+/// `host:port` or `[v6]:port`.
+bool split(std::string_view text, Endpoint& endpoint, std::string& problem) {
+  const auto colon = text.rfind(':');
+  if (colon == std::string_view::npos) {
+    problem = "no port";
+    return false;
+  }
+  std::string_view host = text.substr(0, colon);
+  const std::string_view port = text.substr(colon + 1);
+  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find(':') != std::string_view::npos) {
+    problem = "an IPv6 address needs brackets, as in [::1]:8001";
+    return false;
+  }
+  if (host.empty()) {
+    problem = "no host";
+    return false;
+  }
+  unsigned number = 0;
+  const auto [end, failure] = std::from_chars(port.data(), port.data() + port.size(), number);
+  if (failure != std::errc() || end != port.data() + port.size() || number > 65535) {
+    problem = "\"" + std::string(port) + "\" is no port";
+    return false;
+  }
+  endpoint.host = host;
+  endpoint.port = static_cast<std::uint16_t>(number);
+  return true;
+}
+
+Error invalid(std::string_view text, const std::string& problem) {
+  return {Errc::invalid_address, "invalid address \"" + std::string(text) + "\": " + problem};
+}
+
+}  // namespace
+
+std::string_view to_string(Transport transport) noexcept {
+  switch (transport) {
+    case Transport::tcp: return "tcp";
+  }
+  return "?";
+}
+
+std::string Endpoint::to_string() const {
+  const bool ipv6 = host.find(':') != std::string::npos;
+  return (ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+}
+
+std::string Endpoint::url() const {
+  return std::string(msgtrans::to_string(transport)) + "://" + to_string();
+}
+
+std::ostream& operator<<(std::ostream& out, const Endpoint& endpoint) {
+  return out << endpoint.to_string();
+}
+
+Endpoint tcp(std::string_view host_and_port) {
+  Endpoint endpoint;
+  std::string problem;
+  if (!split(host_and_port, endpoint, problem)) throw Exception(invalid(host_and_port, problem));
+  return endpoint;
+}
+
+std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
+  const auto mark = url.find("://");
+  const std::string_view scheme = mark == std::string_view::npos ? std::string_view() : url.substr(0, mark);
+  std::string problem;
+  if (scheme.empty()) {
+    problem = "no scheme; write it as tcp://host:port";
+  } else if (scheme != to_string(Transport::tcp)) {
+    problem = "unknown scheme \"" + std::string(scheme) + "\"; there is tcp";
+  } else {
+    Endpoint endpoint;
+    if (split(url.substr(mark + 3), endpoint, problem)) return endpoint;
+  }
+  error = invalid(url, problem);
+  return std::nullopt;
+}
+
+}  // namespace msgtrans

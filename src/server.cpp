@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server.hpp"
+
+#include "complete.hpp"
+
+#include <algorithm>
+#include <boost/asio/signal_set.hpp>
+#include <csignal>
+#include <thread>
+#include <unistd.h>
+
+namespace msgtrans::detail {
+
+namespace {
+
+ServerOptions checked(ServerOptions options) {
+  Error error = validate(options.session);
+  const auto range = [&error](const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
+    if (error || (value >= least && value <= most)) return;
+    error = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
+                                            std::to_string(least) + " to " + std::to_string(most));
+  };
+  range("shards", options.shards, 0, 1024);
+  range("max_sessions", options.max_sessions, 1, ~std::uint64_t{0});
+  if (!error && options.drain.count() < 0) error = Error(Errc::invalid_option, "drain is negative");
+  if (!error && !options.executors.empty()) {
+    if (options.shards != 0 && options.shards != options.executors.size()) {
+      error = Error(Errc::invalid_option, "shards is " + std::to_string(options.shards) + ", but there are " +
+                                              std::to_string(options.executors.size()) + " executors");
+    }
+    if (std::ranges::any_of(options.executors, [](const auto& executor) { return !executor; })) {
+      error = Error(Errc::invalid_option, "executors holds an empty executor");
+    }
+  }
+  if (error) throw Exception(error);
+  return options;
+}
+
+}  // namespace
+
+Server::Server(ServerOptions options)
+    : options_(checked(std::move(options))),
+      registry_(std::make_shared<SessionRegistry>(options_.max_sessions, options_.max_sessions_per_address)),
+      session_options_(std::make_shared<const SessionOptions>(options_.session)) {
+  if (options_.executors.empty()) {
+    const unsigned count = options_.shards != 0 ? options_.shards : std::max(1U, std::thread::hardware_concurrency());
+    for (unsigned i = 0; i < count; ++i) shards_.push_back(std::make_shared<Shard>());
+  } else {
+    for (const auto& executor : options_.executors) shards_.push_back(std::make_shared<Shard>(executor));
+  }
+}
+
+Server::~Server() = default;
+
+std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOptions& options, Error& error) {
+  error = {};
+  if (options.session) error = validate(*options.session);
+  if (!error && (options.backlog < 1 || options.backlog > 65535)) {
+    error = Error(Errc::invalid_option, "backlog is " + std::to_string(options.backlog) + ", must be from 1 to 65535");
+  }
+  if (error) return std::nullopt;
+  const auto addresses = look_up(endpoint, true, error);
+  if (addresses.empty()) return std::nullopt;
+
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle && state_ != State::running) {
+    error = Error(Errc::wrong_state, "the server has been stopped");
+    return std::nullopt;
+  }
+  asio::ip::tcp::endpoint bound;
+  const auto descriptors = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
+  if (descriptors.empty()) return std::nullopt;
+  Listener listener;
+  listener.endpoint = to_endpoint(bound);
+  listener.options = options.session ? std::make_shared<const SessionOptions>(*options.session) : session_options_;
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    listener.acceptors.push_back(
+        std::make_shared<TcpAcceptor>(shards_[i], descriptors[i], bound.protocol() == asio::ip::tcp::v6()));
+  }
+  listeners_.push_back(listener);
+  if (state_ == State::running) start_accepting(listener);
+  return listener.endpoint;
+}
+
+void Server::start_accepting(const Listener& listener) {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    Shard* const shard = shards_[i].get();
+    shard->post([self = shared_from_this(), shard, acceptor = listener.acceptors[i], options = listener.options] {
+      {
+        const std::lock_guard lock(self->mutex_);
+        if (self->state_ != State::running) return;  // stopped meanwhile: the acceptor may be closed already
+      }
+      acceptor->start([self, shard, options](int descriptor,
+                                             const auto& peer) { self->connected(*shard, descriptor, peer, options); },
+                      [self, shard](Error error) {
+                        shard->counters().accept_failures.add(1);
+                        self->failed({{}, std::move(error), nullptr});
+                      });
+    });
+  }
+}
+
+void Server::start() {
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle) throw Exception(Error(Errc::wrong_state, "the server has been started before"));
+  start_locked();
+}
+
+void Server::start_locked() {
+  state_ = State::running;
+  for (const auto& shard : shards_) {
+    shard->start(
+        [self = shared_from_this(), shard = shard.get()](std::exception_ptr exception) {
+          shard->counters().handler_failures.add(1);
+          self->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+        },
+        shared_from_this());
+  }
+  for (const auto& listener : listeners_) start_accepting(listener);
+}
+
+void Server::connected(Shard& shard, int descriptor, const asio::ip::tcp::endpoint& peer,
+                       const std::shared_ptr<const SessionOptions>& options) {
+  const auto address = peer.address();
+  bool admitted = false;
+  Error error;
+  try {
+    admitted = registry_->admit(address);
+    if (!admitted) {
+      ::close(descriptor);
+      shard.counters().sessions_refused.add(1);
+      failed({{},
+              Error(Errc::too_many_sessions, "refused " + to_endpoint(peer).to_string() + ": too many sessions"),
+              nullptr});
+      return;
+    }
+    auto socket = adopt(shard.executor(), std::exchange(descriptor, -1), address.is_v6(), *options, error);
+    if (!socket) {
+      registry_->leave(address);
+      shard.counters().accept_failures.add(1);
+      failed({{}, std::move(error), nullptr});
+      return;
+    }
+    const SessionPtr state(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(), options,
+                                            std::move(*socket), peer));
+    registry_->add(state);
+    Admission admission;
+    if (on_connect && !silent_.load() &&
+        !call_handler(*state, [&](Session& session) { admission = on_connect(session); })) {
+      admission = Admission::refuse("on_connect threw");
+    }
+    if (!admission.accepted) {
+      shard.counters().sessions_refused.add(1);
+      failed({state->id(), Error(Errc::refused, "refused " + to_endpoint(peer).to_string() + ": " + admission.reason),
+              nullptr});
+      state->refuse();
+      registry_->remove(state->id());
+      registry_->leave(address);
+      return;
+    }
+    state->open();
+  } catch (const std::exception& exception) {  // out of memory
+    if (descriptor >= 0) ::close(descriptor);
+    if (admitted) registry_->leave(address);
+    shard.counters().accept_failures.add(1);
+    failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});
+  }
+}
+
+void Server::ended(SessionState& state, const Error& reason) noexcept {
+  registry_->remove(state.id());
+  registry_->leave(state.peer().address());
+  if (!on_disconnect || silent_.load()) return;
+  call_handler(state, [&](Session& session) { on_disconnect(session, reason); });
+}
+
+/// Calls one of the application's handlers; false if it threw, which is reported.
+bool Server::call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept {
+  Session session{SessionPtr(&state)};
+  std::exception_ptr exception;
+  try {
+    handler(session);
+    return true;
+  } catch (...) {
+    exception = std::current_exception();
+  }
+  state.shard().counters().handler_failures.add(1);
+  failed({state.id(), Error(Errc::handler_failed, describe(exception)), exception});
+  return false;
+}
+
+void Server::failed(const ErrorEvent& event) noexcept {
+  if (!on_error || silent_.load()) return;
+  try {
+    on_error(event);
+  } catch (...) {
+    // There is nobody left to tell.
+    if (Shard* const shard = Shard::current()) shard->counters().handler_failures.add(1);
+  }
+}
+
+namespace {
+
+/// One message to many sessions of one shard.
+class BroadcastCommand final : public Command {
+ public:
+  BroadcastCommand(const wire::Header& header, std::vector<std::byte> extension, protocol::SharedBytes payload)
+      : header_(header), extension_(std::move(extension)), payload_(std::move(payload)) {}
+  ~BroadcastCommand() override {
+    for (const auto& session : to_) session->unreserve(size(), high_priority());
+  }
+
+  void add(SessionPtr session) { to_.push_back(std::move(session)); }
+  [[nodiscard]] bool empty() const noexcept { return to_.empty(); }
+
+  void run(std::unique_ptr<Command>) noexcept override {
+    for (auto& session : std::exchange(to_, {})) session->take(header_, extension_, payload_);
+  }
+
+ private:
+  [[nodiscard]] std::size_t size() const noexcept { return wire::header_size + extension_.size() + payload_->size(); }
+  [[nodiscard]] bool high_priority() const noexcept { return (header_.flags & wire::flags::high_priority) != 0; }
+
+  wire::Header header_;
+  std::vector<std::byte> extension_;
+  protocol::SharedBytes payload_;
+  std::vector<SessionPtr> to_;
+};
+
+}  // namespace
+
+BroadcastResult Server::broadcast(BytesView payload, const SendOptions& options) {
+  BroadcastResult result;
+  const std::span<const std::byte> bytes = payload;
+  const std::span<const std::byte> extension = options.extension;
+  const auto shared = std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end());
+  wire::Header header;
+  header.biz_type = options.biz_type;
+  header.flags = static_cast<std::uint16_t>((options.high_priority ? wire::flags::high_priority : 0) |
+                                            (options.route_tag ? wire::flags::route_tag : 0));
+  const std::size_t size = wire::header_size + extension.size() + bytes.size();
+  std::vector<std::unique_ptr<BroadcastCommand>> commands(shards_.size());
+  for (auto& session : registry_->all()) {
+    switch (session->check(bytes.size(), extension.size())) {
+      case SendResult::queued: break;
+      default: ++result.refused; continue;
+    }
+    const auto place = session->reserve(size, options.high_priority);
+    if (place != SendResult::queued) {
+      ++(place == SendResult::would_block ? result.dropped : result.refused);
+      continue;
+    }
+    const auto shard = static_cast<std::size_t>(
+        std::ranges::find(shards_, &session->shard(), [](const auto& entry) { return entry.get(); }) - shards_.begin());
+    try {
+      if (!commands[shard]) {
+        commands[shard] = std::make_unique<BroadcastCommand>(
+            header, std::vector<std::byte>(extension.begin(), extension.end()), shared);
+      }
+      commands[shard]->add(session);
+    } catch (...) {
+      session->unreserve(size, options.high_priority);
+      throw;
+    }
+    ++result.queued;
+  }
+  for (std::size_t i = 0; i < commands.size(); ++i) {
+    if (commands[i]) shards_[i]->post(std::unique_ptr<Command>(std::move(commands[i])));
+  }
+  return result;
+}
+
+ServerStats Server::stats() const {
+  ServerStats sum;
+  sum.sessions = registry_->size();
+  for (const auto& shard : shards_) {
+    const auto& counters = std::as_const(*shard).counters();
+    sum.sessions_total += counters.sessions_total.value();
+    sum.sessions_refused += counters.sessions_refused.value();
+    sum.accept_failures += counters.accept_failures.value();
+    sum.packets_in += counters.packets_in.value();
+    sum.packets_out += counters.packets_out.value();
+    sum.bytes_in += counters.bytes_in.value();
+    sum.bytes_out += counters.bytes_out.value();
+    sum.protocol_errors += counters.protocol_errors.value();
+    sum.handler_failures += counters.handler_failures.value();
+    sum.unhandled += counters.unhandled.value();
+    sum.dropped_oldest += counters.dropped_oldest.value();
+    sum.dropped_at_close += counters.dropped_at_close.value();
+    sum.requests += counters.requests.value();
+    sum.requests_timed_out += counters.requests_timed_out.value();
+    sum.unmatched_responses += counters.unmatched_responses.value();
+  }
+  return sum;
+}
+
+std::vector<Endpoint> Server::endpoints() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Endpoint> all;
+  for (const auto& listener : listeners_) all.push_back(listener.endpoint);
+  return all;
+}
+
+// --- the end
+
+StopReport Server::run() {
+  if (Shard::must_not_block()) {
+    throw Exception(Error(Errc::blocking_on_shard, "run() would block a thread that runs handlers"));
+  }
+  asio::io_context signals(1);
+  asio::signal_set set(signals, SIGINT, SIGTERM);
+  set.async_wait([](const error_code&, int) {});
+  bool wait = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ == State::idle) start_locked();
+    wait = state_ == State::running;
+    if (wait) run_context_ = &signals;
+  }
+  if (wait) signals.run();
+  {
+    const std::lock_guard lock(mutex_);
+    run_context_ = nullptr;
+  }
+  return stop(options_.drain);
+}
+
+void Server::begin_stop(std::chrono::milliseconds drain) {
+  drain = std::max(drain, std::chrono::milliseconds{0});
+  std::unique_lock lock(mutex_);
+  if (state_ != State::idle && state_ != State::running) return;
+  const bool ran = state_ == State::running;
+  state_ = State::stopping;
+  shards_left_ = shards_.size();
+  if (run_context_ != nullptr) run_context_->stop();
+  const auto listeners = listeners_;
+  lock.unlock();
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    std::vector<std::shared_ptr<TcpAcceptor>> acceptors;
+    for (const auto& listener : listeners) acceptors.push_back(listener.acceptors[i]);
+    if (ran) {
+      shards_[i]->post([self = shared_from_this(), shard = shards_[i], acceptors, drain] {
+        for (const auto& acceptor : acceptors) acceptor->stop();
+        self->drain_shard(shard, drain);
+      });
+    } else {
+      for (const auto& acceptor : acceptors) acceptor->close_unstarted();
+      shards_[i]->finish([self = shared_from_this()] { self->shard_finished(); });
+    }
+  }
+}
+
+StopReport Server::stop(std::chrono::milliseconds drain) {
+  begin_stop(drain);
+  std::unique_lock lock(mutex_);
+  const auto snapshot = [this] {
+    StopReport report = report_;
+    report.complete = state_ == State::stopped;
+    return report;
+  };
+  if (Shard::must_not_block()) return snapshot();
+  if (options_.executors.empty()) {
+    changed_.wait(lock, [this] { return state_ == State::stopped; });
+  } else {
+    // The user's executors do the rest; should they not run, waiting longer would not help.
+    changed_.wait_for(lock, drain + std::chrono::seconds(2), [this] { return state_ == State::stopped; });
+  }
+  const auto report = snapshot();
+  lock.unlock();
+  const std::lock_guard join_lock(join_mutex_);
+  for (const auto& shard : shards_) shard->join();
+  return report;
+}
+
+void Server::async_stop(std::chrono::milliseconds drain, StopHandler handler) {
+  // Threads of the server's own are gone when it is over, so they cannot run the handler.
+  auto work = options_.executors.empty() ? tracked_executor(handler, asio::system_executor())
+                                         : tracked_executor(handler, options_.executors.front());
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ == State::stopped) {
+      complete_later(asio::system_executor(), std::move(work), std::move(handler), report_);
+      return;
+    }
+    stop_waiters_.push_back({std::move(handler), std::move(work)});
+  }
+  begin_stop(drain);
+}
+
+void Server::end() {
+  if (options_.executors.empty()) {
+    stop(options_.drain);
+  } else {
+    begin_stop(std::chrono::milliseconds{0});
+  }
+}
+
+void Server::silence() noexcept {
+  silent_.store(true);
+  if (Shard::must_not_block()) return;
+  for (const auto& shard : shards_) shard->wait_until_idle();
+}
+
+void Server::drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain) {
+  if (shard->session_count() == 0) return shard_drained(*shard);
+  shard->on_empty = [this, raw = shard.get()] { shard_drained(*raw); };
+  const auto cut_all = [self = shared_from_this(), raw = shard.get()] {
+    StopReport cut;
+    for (const auto& session : raw->sessions()) {
+      if (session->finished()) continue;
+      ++cut.sessions_cut;
+      cut.requests_cut += raw->requests().pending(session->id());
+      cut.answers_cut += session->answers_owed();
+      cut.packets_cut += session->stats().queued_packets;
+      session->abort(Error(Errc::drain_expired));
+    }
+    const std::lock_guard lock(self->mutex_);
+    self->report_.sessions_cut += cut.sessions_cut;
+    self->report_.requests_cut += cut.requests_cut;
+    self->report_.answers_cut += cut.answers_cut;
+    self->report_.packets_cut += cut.packets_cut;
+  };
+  if (drain.count() == 0) return cut_all();
+  for (const auto& session : shard->sessions()) session->begin_drain();
+  shard->run_at(shard->now() + drain, cut_all);
+}
+
+void Server::shard_drained(Shard& shard) {
+  shard.finish([self = shared_from_this()] { self->shard_finished(); });
+}
+
+void Server::shard_finished() {
+  std::vector<StopWaiter> waiters;
+  StopReport report;
+  {
+    const std::lock_guard lock(mutex_);
+    if (--shards_left_ != 0) return;
+    state_ = State::stopped;
+    listeners_.clear();
+    waiters.swap(stop_waiters_);
+    report = report_;
+    changed_.notify_all();
+  }
+  for (auto& waiter : waiters) complete(waiter.work, std::move(waiter.handler), report);
+}
+
+}  // namespace msgtrans::detail
+
+namespace msgtrans {
+
+ServerTransport::ServerTransport(ServerOptions options)
+    : server_(std::make_shared<detail::Server>(std::move(options))) {}
+
+ServerTransport::~ServerTransport() {
+  server_->end();
+  server_->silence();
+}
+
+Endpoint ServerTransport::listen(const Endpoint& endpoint, const ListenOptions& options) {
+  Error error;
+  const auto bound = server_->listen(endpoint, options, error);
+  if (!bound) throw Exception(error);
+  return *bound;
+}
+
+std::optional<Endpoint> ServerTransport::listen(const Endpoint& endpoint, const ListenOptions& options, Error& error) {
+  return server_->listen(endpoint, options, error);
+}
+
+void ServerTransport::set_on_connect(std::function<Admission(Session&)> handler) {
+  server_->set(&detail::Server::on_connect, std::move(handler));
+}
+void ServerTransport::on_message(MessageHandler handler) {
+  server_->set(&detail::Server::on_message, std::move(handler));
+}
+void ServerTransport::on_disconnect(DisconnectHandler handler) {
+  server_->set(&detail::Server::on_disconnect, std::move(handler));
+}
+void ServerTransport::on_error(ErrorHandler handler) {
+  server_->set(&detail::Server::on_error, std::move(handler));
+}
+
+void ServerTransport::start() {
+  server_->start();
+}
+StopReport ServerTransport::run() {
+  return server_->run();
+}
+StopReport ServerTransport::stop(std::chrono::milliseconds drain) {
+  return server_->stop(drain);
+}
+void ServerTransport::start_stop(const std::shared_ptr<detail::Server>& server, std::chrono::milliseconds drain,
+                                 detail::StopHandler handler) {
+  server->async_stop(drain, std::move(handler));
+}
+StopReport ServerTransport::stop() {
+  return server_->stop(server_->drain());
+}
+
+SendResult ServerTransport::send(SessionId session, BytesView payload, const SendOptions& options) {
+  const auto state = find(session);
+  return state ? state->send(payload, options) : SendResult::not_found;
+}
+
+bool ServerTransport::close(SessionId session, std::string_view reason) {
+  const auto state = find(session);
+  if (state) state->close(Error(Errc::closed_by_user, std::string(reason)));
+  return state != nullptr;
+}
+
+BroadcastResult ServerTransport::broadcast(BytesView payload, const SendOptions& options) {
+  return server_->broadcast(payload, options);
+}
+
+SessionManager ServerTransport::session_manager() const {
+  return SessionManager(server_->registry());
+}
+std::size_t ServerTransport::session_count() const noexcept {
+  return server_->registry()->size();
+}
+ServerStats ServerTransport::stats() const {
+  return server_->stats();
+}
+std::vector<Endpoint> ServerTransport::endpoints() const {
+  return server_->endpoints();
+}
+detail::SessionPtr ServerTransport::find(SessionId session) const {
+  return server_->registry()->find(session);
+}
+
+}  // namespace msgtrans

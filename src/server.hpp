@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "session_registry.hpp"
+#include "session_state.hpp"
+#include "shard.hpp"
+#include "tcp.hpp"
+
+#include <atomic>
+#include <condition_variable>
+#include <msgtrans/server_transport.hpp>
+#include <mutex>
+#include <vector>
+
+namespace msgtrans::detail {
+
+/// What `ServerTransport` refers to; outlives it while shards still finish.
+class Server final : public SessionHost, public std::enable_shared_from_this<Server> {
+ public:
+  explicit Server(ServerOptions options);
+  ~Server() override;
+
+  std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
+  void start();
+  StopReport run();
+  StopReport stop(std::chrono::milliseconds drain);
+  void async_stop(std::chrono::milliseconds drain, StopHandler handler);
+  /// For the destructor of the facade.
+  void end();
+  [[nodiscard]] std::chrono::milliseconds drain() const noexcept { return options_.drain; }
+
+  BroadcastResult broadcast(BytesView payload, const SendOptions& options);
+  [[nodiscard]] const std::shared_ptr<SessionRegistry>& registry() const noexcept { return registry_; }
+  [[nodiscard]] ServerStats stats() const;
+  [[nodiscard]] std::vector<Endpoint> endpoints() const;
+
+  /// Sets a handler, unless the server has been started.
+  template <class Handler>
+  void set(Handler Server::*member, Handler handler) {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::idle) throw Exception(Error(Errc::wrong_state, "handlers are set before start()"));
+    this->*member = std::move(handler);
+  }
+
+  std::function<Admission(Session&)> on_connect;
+  MessageHandler on_message;
+  DisconnectHandler on_disconnect;
+  ErrorHandler on_error;
+
+  // SessionHost
+  void message(Session& session, const Message& message) override { on_message(session, message); }
+  [[nodiscard]] bool handles_messages() const noexcept override { return on_message && !silent_.load(); }
+  void ended(SessionState& state, const Error& reason) noexcept override;
+  void failed(const ErrorEvent& event) noexcept override;
+
+  /// No handler is called any more; waits for those that run, unless this is called by one.
+  void silence() noexcept;
+
+ private:
+  enum class State : std::uint8_t { idle, running, stopping, stopped };
+
+  struct Listener {
+    Endpoint endpoint;
+    std::shared_ptr<const SessionOptions> options;
+    std::vector<std::shared_ptr<TcpAcceptor>> acceptors;  // one a shard
+  };
+
+  void start_locked();
+  void begin_stop(std::chrono::milliseconds drain);
+  void start_accepting(const Listener& listener);
+  void connected(Shard& shard, int descriptor, const asio::ip::tcp::endpoint& peer,
+                 const std::shared_ptr<const SessionOptions>& options);
+  bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
+  void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);
+  void shard_drained(Shard& shard);
+  void shard_finished();
+
+  const ServerOptions options_;
+  const std::shared_ptr<SessionRegistry> registry_;
+  const std::shared_ptr<const SessionOptions> session_options_;
+  std::vector<std::shared_ptr<Shard>> shards_;
+
+  std::atomic<bool> silent_{false};
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::mutex join_mutex_;
+  State state_ = State::idle;
+  std::vector<Listener> listeners_;
+  asio::io_context* run_context_ = nullptr;  // of run(), while it waits
+  std::size_t shards_left_ = 0;
+  StopReport report_;
+  struct StopWaiter {
+    StopHandler handler;
+    asio::any_completion_executor work;
+  };
+  std::vector<StopWaiter> stop_waiters_;
+};
+
+}  // namespace msgtrans::detail

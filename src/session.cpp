@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "session_state.hpp"
+#include "tcp.hpp"
+
+#include <algorithm>
+#include <condition_variable>
+#include <msgtrans/session/session.hpp>
+#include <mutex>
+
+namespace msgtrans {
+
+// --- Message and OwnedMessage
+
+OwnedMessage Message::retain() const {
+  OwnedMessage owned(header_, extension_, payload_);
+  if (answerable_) {
+    owned.session_ = session_;
+    answerable_ = false;
+  }
+  return owned;
+}
+
+OwnedMessage::OwnedMessage(const wire::Header& header, std::span<const std::byte> extension,
+                           std::span<const std::byte> payload)
+    : header_(header), extension_size_(extension.size()), payload_size_(payload.size()) {
+  if (extension_size_ + payload_size_ == 0) return;
+  bytes_ = std::make_unique_for_overwrite<std::byte[]>(extension_size_ + payload_size_);
+  std::copy_n(extension.data(), extension_size_, bytes_.get());
+  std::copy_n(payload.data(), payload_size_, bytes_.get() + extension_size_);
+}
+
+OwnedMessage::~OwnedMessage() {
+  if (session_) session_->give_up_answer();
+}
+
+SendResult OwnedMessage::respond(BytesView payload, BytesView extension) {
+  if (!session_) return SendResult::not_found;
+  const auto result = session_->respond(header_, payload, extension);
+  if (result == SendResult::queued) session_ = nullptr;
+  return result;
+}
+
+// --- Session
+
+SessionId Session::id() const noexcept {
+  return state_->id();
+}
+bool Session::is_open() const noexcept {
+  return state_->is_open();
+}
+Endpoint Session::peer() const {
+  return detail::to_endpoint(state_->peer());
+}
+SessionStats Session::stats() const noexcept {
+  return state_->stats();
+}
+detail::asio::any_io_executor Session::get_executor() const noexcept {
+  return state_->shard().executor();
+}
+
+SendResult Session::send(BytesView payload, const SendOptions& options) {
+  return state_->send(payload, options);
+}
+
+SendResult Session::respond(const Message& request, BytesView payload, BytesView extension) {
+  if (request.session_ != state_.get()) return SendResult::not_found;
+  return state_->respond(request, payload, extension);
+}
+
+void Session::close(std::string_view reason) {
+  state_->close(Error(Errc::closed_by_user, std::string(reason)));
+}
+
+std::any& Session::user_data() noexcept {
+  return state_->user_data();
+}
+
+// --- blocking
+
+namespace detail {
+
+Reply request(SessionPtr session, BytesView payload, const RequestOptions& options, Error& error) {
+  if (Shard::must_not_block()) {
+    error = Error(Errc::blocking_on_shard, "request() would block a thread that runs handlers; use async_request");
+    return {};
+  }
+  struct Waiter {
+    std::mutex mutex;
+    std::condition_variable ended;
+    bool done = false;
+    error_code code;
+    Reply reply;
+  } waiter;
+  struct Handler {
+    Waiter* waiter;
+    // Wherever the answer arrives: this only wakes the thread that waits.
+    using executor_type = asio::system_executor;
+    [[nodiscard]] executor_type get_executor() const noexcept { return {}; }
+    void operator()(error_code code, Reply reply) const {
+      // Notified under the lock: the waiter lives on the stack of the thread that this lets go.
+      const std::lock_guard lock(waiter->mutex);
+      waiter->code = code;
+      waiter->reply = std::move(reply);
+      waiter->done = true;
+      waiter->ended.notify_one();
+    }
+  };
+  start_request(make_request(std::move(session), Errc::closed, payload, options), Handler{&waiter});
+  std::unique_lock lock(waiter.mutex);
+  waiter.ended.wait(lock, [&] { return waiter.done; });
+  error = waiter.code ? Error(waiter.code) : Error();
+  return std::move(waiter.reply);
+}
+
+}  // namespace detail
+
+}  // namespace msgtrans

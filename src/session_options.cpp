@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <msgtrans/protocol/outbound_budget.hpp>
+#include <msgtrans/session_options.hpp>
+#include <string>
+
+namespace msgtrans {
+
+namespace {
+
+/// Remembers the first option out of its range.
+class Check {
+ public:
+  void range(const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
+    if (error_ || (value >= least && value <= most)) return;
+    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
+                                             std::to_string(least) + " to " + std::to_string(most));
+  }
+  void duration(const char* name, std::chrono::milliseconds value, bool zero_allowed = true) {
+    constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
+    if (error_ || (value.count() >= (zero_allowed ? 0 : 1) && value <= most)) return;
+    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) +
+                                             " ms, must be from " + (zero_allowed ? "0 (off)" : "1 ms") + " to a year");
+  }
+  [[nodiscard]] Error take() && { return std::move(error_); }
+
+ private:
+  Error error_;
+};
+
+}  // namespace
+
+Error validate(const SessionOptions& options) {
+  constexpr std::uint64_t gib = std::uint64_t{1} << 30;
+  Check check;
+  check.range("max_payload", options.max_payload, 1, gib);
+  check.range("max_decompressed", options.max_decompressed, 1, gib);
+  check.range("max_extension", options.max_extension, 0, 65535);
+  check.range("outbound_bytes", options.outbound_bytes, 1, protocol::OutboundBudget::max_bytes);
+  check.range("outbound_packets", options.outbound_packets, 1, protocol::OutboundBudget::max_packets);
+  check.range("slow_consumer", static_cast<std::uint64_t>(options.slow_consumer), 0,
+              static_cast<std::uint64_t>(SlowConsumer::close));
+  check.duration("request_timeout", options.request_timeout);
+  check.duration("first_packet_timeout", options.first_packet_timeout);
+  check.duration("idle_timeout", options.idle_timeout);
+  check.duration("read_stall_timeout", options.read_stall_timeout);
+  check.duration("write_stall_timeout", options.write_stall_timeout);
+  check.duration("close_timeout", options.close_timeout, false);
+  return std::move(check).take();
+}
+
+}  // namespace msgtrans

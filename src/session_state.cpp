@@ -1,0 +1,789 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "session_state.hpp"
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
+#include <new>
+#include <sys/ioctl.h>
+#include <utility>
+
+#ifdef __linux__
+#include <linux/sockios.h>
+#endif
+
+#include "complete.hpp"
+#include "tcp.hpp"
+
+namespace msgtrans::detail {
+
+namespace {
+
+wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept {
+  wire::Header header;
+  header.type = type;
+  header.biz_type = options.biz_type;
+  header.flags = static_cast<std::uint16_t>((options.high_priority ? wire::flags::high_priority : 0) |
+                                            (options.route_tag ? wire::flags::route_tag : 0));
+  return header;
+}
+
+bool high_priority(const wire::Header& header) noexcept {
+  return (header.flags & wire::flags::high_priority) != 0;
+}
+
+}  // namespace
+
+void intrusive_ptr_add_ref(const SessionState* state) noexcept {
+  state->references_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void intrusive_ptr_release(const SessionState* state) noexcept {
+  // acq_rel: what every holder did to the session happens before its destruction.
+  if (state->references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete state;
+}
+
+SessionId next_session_id() noexcept {
+  static std::atomic<std::uint64_t> last{0};
+  return SessionId(last.fetch_add(1, std::memory_order_relaxed) + 1);
+}
+
+// --- OutgoingCommand
+
+OutgoingCommandPtr OutgoingCommand::make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
+                                         BytesView payload) {
+  void* const memory = ::operator new(sizeof(OutgoingCommand) + extension.size() + payload.size());
+  auto* const command =
+      ::new (memory) OutgoingCommand(std::move(session), kind, header, extension.size(), payload.size());
+  auto* const bytes = reinterpret_cast<std::byte*>(command + 1);
+  std::copy_n(extension.data(), extension.size(), bytes);
+  std::copy_n(payload.data(), payload.size(), bytes + extension.size());
+  return OutgoingCommandPtr(command);
+}
+
+void OutgoingCommandDeleter::operator()(OutgoingCommand* command) const noexcept {
+  delete command;
+}
+
+OutgoingCommand::~OutgoingCommand() {
+  if (session && reserved) session->unreserve(packet_size(), high_priority(header));
+}
+
+void OutgoingCommand::run(std::unique_ptr<Command> self) noexcept {
+  SessionState& to = *session;
+  self.release();
+  to.take(OutgoingCommandPtr(this));
+}
+
+void OutgoingCommand::finish(error_code code, const asio::any_io_executor& via) noexcept {
+  try {
+    if (on_sent) complete_later(via, std::move(work), std::move(on_sent), code);
+    if (on_reply) complete_later(via, std::move(work), std::move(on_reply), code, Reply{});
+  } catch (const std::exception&) {
+    // Out of memory for telling it: the handler is destroyed, which ends its wait as well.
+  }
+}
+
+// --- any thread
+
+SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
+                           std::shared_ptr<const SessionOptions> options, Socket socket,
+                           const asio::ip::tcp::endpoint& peer)
+    : id_(id),
+      shard_(std::move(shard)),
+      host_(std::move(host)),
+      options_(std::move(options)),
+      peer_(peer),
+      socket_(std::in_place, std::move(socket)),
+      protocol_(*options_, shard_->resources(), shard_->now()),
+      timer_(*this) {}
+
+SessionState::~SessionState() = default;
+
+SessionStats SessionState::stats() const noexcept {
+  const auto normal = budget_.depth();
+  const auto priority = priority_budget_.depth();
+  return {protocol_.packets_in(), protocol_.packets_out(),       protocol_.bytes_in(),
+          protocol_.bytes_out(),  normal.bytes + priority.bytes, normal.packets + priority.packets};
+}
+
+SendResult SessionState::check(std::size_t payload, std::size_t extension) const noexcept {
+  if (!is_open()) return SendResult::closed;
+  if (payload > options_->max_payload || extension > options_->max_extension) return SendResult::too_large;
+  return SendResult::queued;
+}
+
+SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
+  const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
+  if (priority) {
+    return priority_budget_.try_reserve(size, limit) ? SendResult::queued : SendResult::would_block;
+  }
+  if (waiting_count_.load(std::memory_order_relaxed) != 0) return SendResult::would_block;
+  if (options_->slow_consumer == SlowConsumer::drop_oldest) {
+    // The oldest are dropped by the shard, where the queue is; until then, what is on its way there is bounded by a
+    // second budget.
+    const protocol::OutboundDepth with_inbox{2 * limit.bytes, 2 * limit.packets};
+    return budget_.try_reserve(size, with_inbox) ? SendResult::queued : SendResult::would_block;
+  }
+  if (budget_.try_reserve(size, limit)) return SendResult::queued;
+  if (options_->slow_consumer == SlowConsumer::wait) return SendResult::would_block;
+  close(Error(Errc::slow_consumer, "outbound queue full: " + std::to_string(budget_.depth().bytes) + " bytes in " +
+                                       std::to_string(budget_.depth().packets) + " packets"));
+  return SendResult::closed;
+}
+
+void SessionState::unreserve(std::size_t size, bool priority) noexcept {
+  (priority ? priority_budget_ : budget_).release(size, 1);
+}
+
+SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
+  if (const auto refused = check(payload.size(), options.extension.size()); refused != SendResult::queued) {
+    return refused;
+  }
+  const std::size_t size = wire::header_size + options.extension.size() + payload.size();
+  const bool here = Shard::current() == shard_.get();
+  const bool answer = here && delivering_;
+  if (answer) {
+    (options.high_priority ? priority_budget_ : budget_).reserve(size);
+  } else if (const auto full = reserve(size, options.high_priority); full != SendResult::queued) {
+    return full;
+  }
+  const auto header = header_for(wire::PacketType::one_way, options);
+  const auto kind = answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
+  if (here && shard_->caught_up()) {
+    enqueue(header, options.extension, payload, kind);
+    return SendResult::queued;
+  }
+  try {
+    auto command = OutgoingCommand::make(this, answer ? OutgoingCommand::Kind::answer : OutgoingCommand::Kind::one_way,
+                                         header, options.extension, payload);
+    command->reserved = true;
+    return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
+  } catch (const std::bad_alloc&) {
+    unreserve(size, options.high_priority);
+    return SendResult::would_block;
+  }
+}
+
+SendResult SessionState::respond(const Message& request, BytesView payload, BytesView extension) noexcept {
+  if (!request.answerable_) return SendResult::not_found;
+  const auto result = respond(request.header_, payload, extension);
+  if (result == SendResult::queued) request.answerable_ = false;
+  return result;
+}
+
+SendResult SessionState::respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept {
+  if (const auto refused = check(payload.size(), extension.size()); refused != SendResult::queued) return refused;
+  wire::Header header;
+  header.type = wire::PacketType::response;
+  header.biz_type = request.biz_type;
+  header.message_id = request.message_id;
+  header.flags = static_cast<std::uint16_t>(request.flags & wire::flags::high_priority);
+  const std::size_t size = wire::header_size + extension.size() + payload.size();
+  (high_priority(header) ? priority_budget_ : budget_).reserve(size);
+  if (Shard::current() == shard_.get() && shard_->caught_up()) {
+    answers_owed_.fetch_sub(1);
+    enqueue(header, extension, payload, protocol::OutboundKind::answer);
+    return SendResult::queued;
+  }
+  try {
+    auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload);
+    command->reserved = true;
+    if (!shard_->post(std::unique_ptr<Command>(command.release()))) return SendResult::closed;
+    // After the command is on its way: a draining session must not see nothing owed in between.
+    give_up_answer();
+    return SendResult::queued;
+  } catch (const std::bad_alloc&) {
+    unreserve(size, high_priority(header));
+    return SendResult::would_block;
+  }
+}
+
+void SessionState::give_up_answer() noexcept {
+  // Sequentially consistent on both sides: either the shard, having set draining_, sees the new count, or this sees
+  // draining_ and wakes it.
+  if (answers_owed_.fetch_sub(1) == 1 && draining_.load()) {
+    try {
+      shard_->post([self = SessionPtr(this)] { self->shard().touch(*self); });
+    } catch (const std::bad_alloc&) {
+      // The drain's deadline ends it.
+    }
+  }
+}
+
+void SessionState::close(Error reason) noexcept {
+  // At once, from wherever: nothing later is accepted, and inside a handler no further message is handed out. The end
+  // itself is a command like any other, so that what was accepted before it is written before it.
+  open_.store(false, std::memory_order_release);
+  if (Shard::current() == shard_.get()) protocol_.mute();
+  try {
+    shard_->post([self = SessionPtr(this), reason = std::move(reason)]() mutable {
+      self->protocol_.close(std::move(reason), self->shard_->now());
+      self->shard_->touch(*self);
+    });
+  } catch (const std::bad_alloc&) {
+  }
+}
+
+// --- starting an operation, any thread
+
+namespace {
+
+OutgoingCommandPtr make_command(SessionPtr session, Errc nobody, OutgoingCommand::Kind kind, const wire::Header& header,
+                                BytesView extension, BytesView payload) {
+  if (session &&
+      (payload.size() > session->options().max_payload || extension.size() > session->options().max_extension)) {
+    auto command = OutgoingCommand::make(std::move(session), kind, header, {}, {});
+    command->refusal = Errc::too_large;
+    return command;
+  }
+  const bool known = session != nullptr;
+  auto command = OutgoingCommand::make(std::move(session), kind, header, extension, payload);
+  if (!known) command->refusal = nobody;
+  return command;
+}
+
+/// Hands the command with its handler to the shard.
+template <class Handler>
+void launch(OutgoingCommandPtr command, const Handler& handler) {
+  if (!command->refusal) {
+    Shard& shard = command->session->shard();
+    command->work = tracked_executor(handler, shard.executor());
+    if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
+      command->operation = std::make_shared<Operation>();
+      slot.assign([session = command->session, operation = command->operation](asio::cancellation_type type) {
+        if (type == asio::cancellation_type::none) return;
+        session->shard().post([session, operation] { session->cancel(*operation); });
+      });
+    }
+    std::unique_ptr<Command> posted(command.release());
+    if (shard.post(std::move(posted))) return;
+    command.reset(static_cast<OutgoingCommand*>(posted.release()));
+    command->refusal = Errc::closed;
+  }
+  // There is no shard to complete it on.
+  command->work = tracked_executor(handler, asio::system_executor());
+  command->finish(command->refusal, asio::system_executor());
+}
+
+}  // namespace
+
+OutgoingCommandPtr make_send(SessionPtr session, Errc nobody, BytesView payload, const SendOptions& options) {
+  return make_command(std::move(session), nobody, OutgoingCommand::Kind::one_way,
+                      header_for(wire::PacketType::one_way, options), options.extension, payload);
+}
+
+OutgoingCommandPtr make_request(SessionPtr session, Errc nobody, BytesView payload, const RequestOptions& options) {
+  const auto timeout =
+      options.timeout.value_or(session ? session->options().request_timeout : std::chrono::milliseconds{0});
+  auto command = make_command(std::move(session), nobody, OutgoingCommand::Kind::request,
+                              header_for(wire::PacketType::request, {.biz_type = options.biz_type,
+                                                                     .high_priority = options.high_priority,
+                                                                     .route_tag = options.route_tag}),
+                              options.extension, payload);
+  command->timeout = timeout;
+  if (timeout.count() < 0) command->refusal = Errc::invalid_option;
+  return command;
+}
+
+void start_send(OutgoingCommandPtr command, SendHandler handler) {
+  auto* const raw = command.get();
+  raw->on_sent.swap(handler);  // assigning is broken in Boost 1.81: it wraps the handler in itself without end
+  launch(std::move(command), raw->on_sent);
+}
+
+void start_request(OutgoingCommandPtr command, ReplyHandler handler) {
+  auto* const raw = command.get();
+  raw->on_reply.swap(handler);
+  launch(std::move(command), raw->on_reply);
+}
+
+// --- on the shard: out
+
+void SessionState::enqueue(wire::Header header, std::span<const std::byte> extension,
+                           std::span<const std::byte> payload, protocol::OutboundKind kind) noexcept {
+  const std::size_t size = wire::header_size + extension.size() + payload.size();
+  if (!protocol_.accepts()) {
+    unreserve(size, high_priority(header));
+    shard_->counters().dropped_at_close.add(1);
+    return;
+  }
+  try {
+    if (header.type == wire::PacketType::one_way) header.message_id = protocol_.next_message_id();
+    if (kind == protocol::OutboundKind::push && options_->slow_consumer == SlowConsumer::drop_oldest &&
+        !high_priority(header)) {
+      make_room(size);
+    }
+    if (payload.size() < protocol::OutboundQueue::large_payload || write_waiting_ ||
+        !write_through(header, extension, payload, kind)) {
+      protocol_.outbound().append(header, extension, payload, kind);
+    }
+  } catch (const std::exception&) {
+    unreserve(size, high_priority(header));
+    shard_->counters().dropped_at_close.add(1);
+    protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), "out of memory for a packet"));
+  }
+  shard_->touch(*this);
+}
+
+/// A large payload goes to the socket from where it is, if all before it is written; only a rest is copied.
+bool SessionState::write_through(const wire::Header& header, std::span<const std::byte> extension,
+                                 std::span<const std::byte> payload, protocol::OutboundKind kind) {
+  write_out();
+  if (!protocol_.outbound_empty() || protocol_.ended() || write_waiting_) return false;
+  wire::Header complete = header;
+  complete.ext_len = static_cast<std::uint16_t>(extension.size());
+  complete.payload_len = static_cast<std::uint32_t>(payload.size());
+  std::array<std::byte, wire::header_size> head;
+  wire::encode_header(complete, head);
+  const std::array<asio::const_buffer, 3> buffers{asio::buffer(head),
+                                                  asio::const_buffer(extension.data(), extension.size()),
+                                                  asio::const_buffer(payload.data(), payload.size())};
+  const std::size_t written = write_some(buffers);
+  const std::size_t size = complete.packet_size();
+  if (written == size) {
+    protocol_.note_written(written, 1, shard_->now());
+    shard_->counters().packets_out.add(1);
+    unreserve(size, high_priority(header));
+    return true;
+  }
+  if (written != 0) protocol_.note_written(written, 0, shard_->now());
+  if (!protocol_.ended()) protocol_.write_blocked(shard_->now());
+  protocol_.outbound().append_rest(header, extension, payload, kind, written);
+  return true;
+}
+
+void SessionState::make_room(std::size_t size) noexcept {
+  auto depth = protocol_.outbound().depth();
+  while (depth.packets != 0 &&
+         (depth.bytes + size > options_->outbound_bytes || depth.packets + 1 > options_->outbound_packets)) {
+    const std::size_t dropped = protocol_.outbound().drop_oldest();
+    if (dropped == 0) return;
+    budget_.release(dropped, 1);
+    shard_->counters().dropped_oldest.add(1);
+    depth = protocol_.outbound().depth();
+  }
+}
+
+void SessionState::take(OutgoingCommandPtr command) noexcept {
+  if (!protocol_.accepts()) {
+    if (command->waits()) {
+      command->finish(Errc::closed, shard_->executor());
+    } else {
+      shard_->counters().dropped_at_close.add(1);
+    }
+    return;
+  }
+  if (command->waits()) {
+    if (command->timeout.count() != 0) command->deadline = shard_->now() + command->timeout;
+    const bool first = !waiting_ || waiting_->empty();
+    const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
+    auto& budget = high_priority(command->header) ? priority_budget_ : budget_;
+    if (!first || !budget.try_reserve(command->packet_size(), limit)) {
+      try {
+        if (!waiting_) waiting_ = std::make_unique<std::deque<OutgoingCommandPtr>>();
+        waiting_deadline_ = std::min(waiting_deadline_, command->deadline);
+        waiting_->push_back(std::move(command));
+        waiting_count_.fetch_add(1, std::memory_order_relaxed);
+      } catch (const std::bad_alloc&) {
+        if (command) command->finish(Errc::would_block, shard_->executor());
+      }
+      shard_->touch(*this);
+      return;
+    }
+    command->reserved = true;
+  }
+  start(std::move(command));
+}
+
+/// Room is reserved.
+void SessionState::start(OutgoingCommandPtr command) noexcept {
+  using Kind = OutgoingCommand::Kind;
+  command->reserved = false;
+  if (command->kind == Kind::request) {
+    PendingRequest pending{std::move(command->on_reply), std::move(command->work), command->operation};
+    std::uint32_t id = protocol_.next_message_id();
+    try {
+      // After a wrap an old request may still hold the id.
+      while (!shard_->requests().add(id_, id, command->deadline, std::move(pending))) id = protocol_.next_message_id();
+    } catch (const std::bad_alloc&) {
+      unreserve(command->packet_size(), high_priority(command->header));
+      complete_later(shard_->executor(), std::move(pending.work), std::move(pending.handler),
+                     make_error_code(Errc::would_block), Reply{});
+      return;
+    }
+    command->header.message_id = id;
+    if (command->operation) command->operation->message_id = id;
+    shard_->counters().requests.add(1);
+  }
+  const auto kind = command->kind == Kind::answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
+  enqueue(command->header, command->extension(), command->payload(), kind);
+  if (command->on_sent) command->finish({}, shard_->executor());
+}
+
+void SessionState::take(const wire::Header& header, std::span<const std::byte> extension,
+                        const protocol::SharedBytes& payload) noexcept {
+  if (payload->size() < protocol::OutboundQueue::large_payload || !protocol_.accepts()) {
+    return enqueue(header, extension, *payload, protocol::OutboundKind::push);
+  }
+  const std::size_t size = wire::header_size + extension.size() + payload->size();
+  try {
+    wire::Header mine = header;
+    mine.message_id = protocol_.next_message_id();
+    if (options_->slow_consumer == SlowConsumer::drop_oldest && !high_priority(mine)) make_room(size);
+    protocol_.outbound().append(mine, extension, payload, protocol::OutboundKind::push);
+  } catch (const std::exception&) {
+    unreserve(size, high_priority(header));
+    shard_->counters().dropped_at_close.add(1);
+    protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), "out of memory for a packet"));
+  }
+  shard_->touch(*this);
+}
+
+void SessionState::cancel(const Operation& operation) noexcept {
+  if (waiting_) {
+    for (auto it = waiting_->begin(); it != waiting_->end(); ++it) {
+      if ((*it)->operation.get() != &operation) continue;
+      auto command = std::move(*it);
+      waiting_->erase(it);
+      waiting_count_.fetch_sub(1, std::memory_order_relaxed);
+      command->finish(asio::error::operation_aborted, shard_->executor());
+      return;
+    }
+  }
+  if (operation.message_id == 0) return;
+  if (auto pending = shard_->requests().cancel(id_, operation.message_id)) {
+    complete_later(shard_->executor(), std::move(pending->work), std::move(pending->handler),
+                   error_code(asio::error::operation_aborted), Reply{});
+    shard_->touch(*this);
+  }
+}
+
+void SessionState::admit_waiting() noexcept {
+  if (!waiting_ || waiting_->empty()) return;
+  const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
+  while (!waiting_->empty()) {
+    auto& front = waiting_->front();
+    const bool late = front->deadline <= shard_->now();
+    auto& budget = high_priority(front->header) ? priority_budget_ : budget_;
+    if (!late && !budget.try_reserve(front->packet_size(), limit)) break;
+    auto command = std::move(front);
+    waiting_->pop_front();
+    waiting_count_.fetch_sub(1, std::memory_order_relaxed);
+    if (late) {
+      shard_->counters().requests_timed_out.add(1);
+      command->finish(Errc::request_timeout, shard_->executor());
+    } else {
+      command->reserved = true;
+      start(std::move(command));
+    }
+  }
+  if (waiting_->empty()) waiting_.reset();
+}
+
+template <class Buffers>
+std::size_t SessionState::write_some(const Buffers& buffers) {
+  error_code error;
+  const std::size_t count = socket_->write_some(buffers, error);
+  if (error == asio::error::would_block || error == asio::error::try_again) return 0;
+  if (error) {
+    protocol_.abort(Error(error, "write to " + to_endpoint(peer_).to_string() + ": " + error.message()));
+    return 0;
+  }
+  shard_->counters().bytes_out.add(count);
+  return count;
+}
+
+void SessionState::write_out() {
+  std::array<std::span<const std::byte>, 64> pieces;
+  std::array<asio::const_buffer, 64> buffers;
+  while (!protocol_.outbound_empty() && !protocol_.ended() && !write_waiting_) {
+    const std::size_t count = protocol_.outbound().gather(pieces);
+    std::size_t offered = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      buffers[i] = asio::const_buffer(pieces[i].data(), pieces[i].size());
+      offered += pieces[i].size();
+    }
+    const std::size_t written = write_some(std::span<const asio::const_buffer>(buffers.data(), count));
+    if (written != 0) release(protocol_.written(written, shard_->now()));
+    if (written < offered) {  // the socket's buffer is full: asking again at once would only cost a call
+      if (!protocol_.ended()) {
+        protocol_.write_blocked(shard_->now());
+        write_waiting_ = true;
+        socket_->async_wait(Socket::wait_write, [self = SessionPtr(this)](const error_code& error) {
+          self->write_waiting_ = false;
+          if (error) return;
+          Shard::Scope scope(*self->shard_);
+          self->shard_->touch(*self);
+        });
+      }
+      return;
+    }
+  }
+}
+
+void SessionState::release(const protocol::OutboundQueue::Written& written) noexcept {
+  if (written.normal_packets != 0) budget_.release(written.bytes, written.normal_packets);
+  if (written.priority_packets != 0) priority_budget_.release(written.priority_bytes, written.priority_packets);
+  shard_->counters().packets_out.add(written.packets);
+}
+
+// --- on the shard: in
+
+void SessionState::open() {
+  opened_ = true;
+  shard_->add(*this);
+  shard_->counters().sessions_total.add(1);
+  shard_->touch(*this);
+}
+
+void SessionState::refuse() noexcept {
+  finished_ = true;
+  open_.store(false, std::memory_order_release);
+  protocol_.abort(Error(Errc::refused));
+  if (waiting_) {
+    for (auto& command : *waiting_) command->finish(Errc::closed, shard_->executor());
+    waiting_.reset();
+  }
+  fail_requests();
+  shard_->counters().dropped_at_close.add(protocol_.outbound_empty() ? 0 : protocol_.outbound().packets());
+  protocol_.release();
+  socket_.reset();
+  host_ = nullptr;
+}
+
+bool SessionState::read_once() {
+  error_code error;
+  const auto buffer = shard_->read_buffer();
+  const std::size_t count = socket_->read_some(asio::buffer(buffer.data(), buffer.size()), error);
+  if (error == asio::error::would_block || error == asio::error::try_again) {
+    input_drained_ = true;
+    return false;
+  }
+  if (error == asio::error::eof) {
+    input_drained_ = true;
+    const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
+    protocol_.receive_end(shard_->now(), finish_within);
+    draining_.store(true);
+    return true;
+  }
+  if (error) {
+    protocol_.abort(Error(error, "read from " + to_endpoint(peer_).to_string() + ": " + error.message()));
+    return true;
+  }
+  input_drained_ = count < buffer.size();
+  shard_->counters().bytes_in.add(count);
+  protocol_.receive(buffer.first(count), shard_->now(),
+                    [this](const wire::Header& header, std::span<const std::byte> extension,
+                           std::span<const std::byte> payload) { deliver(header, extension, payload); });
+  return true;
+}
+
+void SessionState::on_readable() {
+  Shard::Scope scope(*shard_);
+  try {
+    read_once();
+  } catch (const std::exception& failure) {
+    protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+  }
+  shard_->touch(*this);
+}
+
+void SessionState::deliver(const wire::Header& header, std::span<const std::byte> extension,
+                           std::span<const std::byte> payload) {
+  auto& counters = shard_->counters();
+  counters.packets_in.add(1);
+  try {
+    if (header.type == wire::PacketType::response) {
+      if (auto pending = shard_->requests().take(id_, header.message_id)) {
+        complete(pending->work, std::move(pending->handler), error_code(), Reply(header, extension, payload));
+      } else {
+        counters.unmatched_responses.add(1);
+      }
+      return;
+    }
+    if (!host_->handles_messages()) {
+      counters.unhandled.add(1);
+      return;
+    }
+    Message message(header, extension, payload, this);
+    if (message.is_request()) {
+      message.answerable_ = true;
+      answers_owed_.fetch_add(1, std::memory_order_relaxed);
+    }
+    struct Delivery {
+      SessionState& self;
+      const Message& message;
+      ~Delivery() {
+        self.delivering_ = false;
+        if (message.answerable_) self.give_up_answer();
+      }
+    } delivery{*this, message};
+    delivering_ = true;
+    Session session{SessionPtr(this)};
+    host_->message(session, message);
+  } catch (...) {
+    handler_failed(std::current_exception());
+  }
+}
+
+void SessionState::handler_failed(const std::exception_ptr& exception) noexcept {
+  Error error(Errc::handler_failed, describe(exception));
+  shard_->counters().handler_failures.add(1);
+  host_->failed({id_, error, exception});
+  protocol_.close(std::move(error), shard_->now());
+}
+
+// --- on the shard: life
+
+bool SessionState::nothing_owed() noexcept {
+  return protocol_.outbound_empty() && answers_owed_.load() == 0 && (!waiting_ || waiting_->empty()) &&
+         (protocol_.peer_ended() ||
+          (shard_->requests().pending(id_) == 0 && !protocol_.has_partial() && input_drained_));
+}
+
+void SessionState::settle() noexcept {
+  if (finished_ || !opened_) return;
+  const SessionPtr keep(this);
+  try {
+    const auto deliver_one = [this](const wire::Header& header, std::span<const std::byte> extension,
+                                    std::span<const std::byte> payload) { deliver(header, extension, payload); };
+    bool probed = false;
+    for (;;) {
+      write_out();
+      admit_waiting();
+      if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
+      if (protocol_.resumable()) {
+        protocol_.resume(shard_->now(), deliver_one);
+        continue;
+      }
+      if (protocol_.phase() == protocol::SessionProtocol::Phase::draining && nothing_owed()) {
+        // What the peer had sent before it can know of the end is still answered.
+        if (!probed && !protocol_.peer_ended()) {
+          probed = true;
+          if (read_once()) {
+            probed = false;
+            continue;
+          }
+        }
+        protocol_.close(Error(Errc::stopping), shard_->now());
+      }
+      break;
+    }
+    if (!protocol_.accepts() || protocol_.peer_ended()) stop_accepting();
+    if (protocol_.shutdown_due()) {
+      error_code ignored;
+      socket_->shutdown(Socket::shutdown_send, ignored);
+      protocol_.shut_down(shard_->now());
+#ifdef SIOCOUTQ
+      int unsent = 0;
+      // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
+      // only when the peer has all of it is it safe to go at once.
+      if (input_drained_ && ::ioctl(socket_->native_handle(), SIOCOUTQ, &unsent) == 0 && unsent == 0) {
+        protocol_.delivered();
+      }
+#endif
+    }
+    if (protocol_.ended()) return finish();
+    arm();
+  } catch (const std::exception& failure) {
+    protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+    stop_accepting();
+    finish();
+  }
+}
+
+/// Once: nothing can be sent any more, and whoever waits for this session is told.
+void SessionState::stop_accepting() noexcept {
+  if (accepting_stopped_) return;
+  const bool for_good = !protocol_.accepts();
+  if (for_good) {
+    accepting_stopped_ = true;
+    open_.store(false, std::memory_order_release);
+    if (auto waiting = std::move(waiting_)) {
+      waiting_count_.store(0, std::memory_order_relaxed);
+      for (auto& command : *waiting) command->finish(Errc::closed, shard_->executor());
+    }
+  }
+  // No answer can come after the peer's end either, though it may still be written to.
+  fail_requests();
+}
+
+void SessionState::fail_requests() noexcept {
+  shard_->requests().fail_all(id_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
+    complete_later(shard_->executor(), std::move(pending.work), std::move(pending.handler),
+                   make_error_code(Errc::connection_lost), Reply{});
+  });
+}
+
+void SessionState::arm() {
+  if (protocol_.wants_read() && !read_waiting_) {
+    read_waiting_ = true;
+    socket_->async_wait(Socket::wait_read, [self = SessionPtr(this)](const error_code& error) {
+      self->read_waiting_ = false;
+      if (!error && !self->finished_) self->on_readable();
+    });
+  }
+  TimePoint next = protocol_.deadline();
+  if (waiting_) next = std::min(next, waiting_deadline_);
+  if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
+}
+
+void SessionState::expired(protocol::TimerWheel::Timer& timer) {
+  SessionState& self = static_cast<Timer&>(timer).session;
+  self.protocol_.expire(self.shard_->now());
+  if (self.waiting_ && self.waiting_deadline_ <= self.shard_->now()) {
+    auto& waiting = *self.waiting_;
+    self.waiting_deadline_ = TimePoint::max();
+    for (auto it = waiting.begin(); it != waiting.end();) {
+      if ((*it)->deadline > self.shard_->now()) {
+        self.waiting_deadline_ = std::min(self.waiting_deadline_, (*it)->deadline);
+        ++it;
+        continue;
+      }
+      auto command = std::move(*it);
+      it = waiting.erase(it);
+      self.waiting_count_.fetch_sub(1, std::memory_order_relaxed);
+      self.shard_->counters().requests_timed_out.add(1);
+      command->finish(Errc::request_timeout, self.shard_->executor());
+    }
+  }
+  self.shard_->touch(self);
+}
+
+void SessionState::begin_drain() {
+  draining_.store(true);
+  protocol_.begin_drain();
+  shard_->touch(*this);
+}
+
+void SessionState::abort(Error reason) {
+  protocol_.abort(std::move(reason));
+  shard_->touch(*this);
+}
+
+void SessionState::finish() noexcept {
+  finished_ = true;
+  stop_accepting();
+  if (!protocol_.outbound_empty()) {
+    const auto left = protocol_.outbound().clear();
+    budget_.release(left.bytes, left.normal_packets);
+    priority_budget_.release(left.priority_bytes, left.priority_packets);
+    shard_->counters().dropped_at_close.add(left.packets);
+  }
+  protocol_.release();
+  shard_->timers().disarm(timer_);
+  error_code ignored;
+  socket_->close(ignored);
+  socket_.reset();
+  if (is_protocol_error(protocol_.reason().code)) {
+    shard_->counters().protocol_errors.add(1);
+    host_->failed({id_, protocol_.reason(), nullptr});
+  }
+  const auto host = std::move(host_);
+  host->ended(*this, protocol_.reason());
+  shard_->remove(*this);
+}
+
+}  // namespace msgtrans::detail

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "shard.hpp"
+
+#include <any>
+#include <atomic>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <deque>
+#include <memory>
+#include <msgtrans/protocol/outbound_budget.hpp>
+#include <msgtrans/protocol/session_protocol.hpp>
+#include <msgtrans/server_transport.hpp>
+#include <span>
+#include <string>
+
+namespace msgtrans::detail {
+
+using Socket = asio::generic::stream_protocol::socket;
+
+/// What a facade is to its sessions. Called on shards; nothing may escape from the noexcept ones.
+class SessionHost {
+ public:
+  virtual ~SessionHost() = default;
+  /// The application's handler; may throw.
+  virtual void message(Session& session, const Message& message) = 0;
+  [[nodiscard]] virtual bool handles_messages() const noexcept = 0;
+  /// The session has ended and is no longer known; called once for each that was opened.
+  virtual void ended(SessionState& session, const Error& reason) noexcept = 0;
+  virtual void failed(const ErrorEvent& event) noexcept = 0;
+};
+
+/// A message on its way into a session's queue from outside its shard, or one that waits for room, or a request.
+class OutgoingCommand final : public Command {
+ public:
+  enum class Kind : std::uint8_t { one_way, answer, request };
+
+  /// With the bytes behind the object, in one allocation.
+  static OutgoingCommandPtr make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
+                                 BytesView payload);
+  ~OutgoingCommand() override;
+  void run(std::unique_ptr<Command> self) noexcept override;
+
+  void operator delete(void* memory) noexcept { ::operator delete(memory); }
+
+  [[nodiscard]] std::span<const std::byte> extension() const noexcept { return {bytes(), extension_size_}; }
+  [[nodiscard]] std::span<const std::byte> payload() const noexcept {
+    return {bytes() + extension_size_, payload_size_};
+  }
+
+  SessionPtr session;  // null: to nobody; the handler gets `refusal`
+  Kind kind;
+  bool reserved = false;  // has room in the budget already
+  wire::Header header;
+  error_code refusal;  // found at the start; told through the handler
+  std::chrono::milliseconds timeout{0};
+  SendHandler on_sent;
+  ReplyHandler on_reply;
+  asio::any_completion_executor work;
+  OperationPtr operation;
+  TimePoint deadline = TimePoint::max();
+
+  [[nodiscard]] std::size_t packet_size() const noexcept { return wire::header_size + extension_size_ + payload_size_; }
+  [[nodiscard]] bool waits() const noexcept { return on_sent || on_reply; }
+  /// Tells the waiting handler, if any, by way of `via`.
+  void finish(error_code code, const asio::any_io_executor& via) noexcept;
+
+ private:
+  OutgoingCommand(SessionPtr to, Kind what, const wire::Header& head, std::size_t extension_size,
+                  std::size_t payload_size) noexcept
+      : session(std::move(to)),
+        kind(what),
+        header(head),
+        extension_size_(extension_size),
+        payload_size_(payload_size) {}
+
+  [[nodiscard]] const std::byte* bytes() const noexcept { return reinterpret_cast<const std::byte*>(this + 1); }
+
+  std::size_t extension_size_;
+  std::size_t payload_size_;
+};
+
+/// One session: what its handles refer to. It owns the socket and does what its `SessionProtocol` says.
+///
+/// Members are for the shard unless marked. A session is kept alive by its shard's list from `open` to `finish`, by
+/// the operations that are under way, and by the users' handles.
+class SessionState final : public ShardMember {
+ public:
+  SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
+               std::shared_ptr<const SessionOptions> options, Socket socket, const asio::ip::tcp::endpoint& peer);
+  ~SessionState();
+
+  // --- any thread
+
+  [[nodiscard]] SessionId id() const noexcept { return id_; }
+  [[nodiscard]] Shard& shard() const noexcept { return *shard_; }
+  [[nodiscard]] bool is_open() const noexcept { return open_.load(std::memory_order_acquire); }
+  [[nodiscard]] const asio::ip::tcp::endpoint& peer() const noexcept { return peer_; }
+  [[nodiscard]] SessionStats stats() const noexcept;
+  [[nodiscard]] const SessionOptions& options() const noexcept { return *options_; }
+
+  SendResult send(BytesView payload, const SendOptions& options) noexcept;
+  SendResult respond(const Message& request, BytesView payload, BytesView extension) noexcept;
+  SendResult respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept;
+  /// A request of the peer will not be answered by the message that stood for it.
+  void give_up_answer() noexcept;
+  void close(Error reason) noexcept;
+  /// Whether a message of that size may be sent at all.
+  [[nodiscard]] SendResult check(std::size_t payload, std::size_t extension) const noexcept;
+  /// Takes room for a packet as the session's policy says. `would_block` or `closed` if there is none.
+  SendResult reserve(std::size_t size, bool high_priority) noexcept;
+  /// Gives back what `reserve` took.
+  void unreserve(std::size_t size, bool high_priority) noexcept;
+
+  // --- on the shard
+
+  /// Begins to serve the connection.
+  void open();
+  /// Instead of `open`: ends the connection that was not admitted.
+  void refuse() noexcept;
+  void settle() noexcept;
+  void begin_drain();
+  void abort(Error reason);
+  /// Does what the command says, or lets it wait for room.
+  void take(OutgoingCommandPtr command) noexcept;
+  /// One of a broadcast; room is reserved.
+  void take(const wire::Header& header, std::span<const std::byte> extension,
+            const protocol::SharedBytes& payload) noexcept;
+  void cancel(const Operation& operation) noexcept;
+  [[nodiscard]] protocol::SessionProtocol& protocol() noexcept { return protocol_; }
+  [[nodiscard]] std::any& user_data() noexcept { return user_data_; }
+  [[nodiscard]] std::size_t answers_owed() const noexcept { return answers_owed_.load(); }
+  [[nodiscard]] bool finished() const noexcept { return finished_; }
+
+  static OwnedMessage own(const wire::Header& header, std::span<const std::byte> extension,
+                          std::span<const std::byte> payload) {
+    return OwnedMessage(header, extension, payload);
+  }
+
+  bool touched = false;  // in the shard's list of sessions to settle
+
+ private:
+  friend void intrusive_ptr_add_ref(const SessionState* state) noexcept;
+  friend void intrusive_ptr_release(const SessionState* state) noexcept;
+
+  struct Timer final : protocol::TimerWheel::Timer {
+    explicit Timer(SessionState& owner) noexcept : session(owner) {}
+    SessionState& session;
+  };
+
+ public:
+  /// What the shard's wheel holds; the shard calls it when the time has come.
+  static void expired(protocol::TimerWheel::Timer& timer);
+
+ private:
+  /// On the shard, with room reserved.
+  void enqueue(wire::Header header, std::span<const std::byte> extension, std::span<const std::byte> payload,
+               protocol::OutboundKind kind) noexcept;
+  bool write_through(const wire::Header& header, std::span<const std::byte> extension,
+                     std::span<const std::byte> payload, protocol::OutboundKind kind);
+  void make_room(std::size_t size) noexcept;
+  void start(OutgoingCommandPtr command) noexcept;
+  void admit_waiting() noexcept;
+
+  /// \returns false if there was nothing to read.
+  bool read_once();
+  void on_readable();
+  void deliver(const wire::Header& header, std::span<const std::byte> extension, std::span<const std::byte> payload);
+  void write_out();
+  template <class Buffers>
+  std::size_t write_some(const Buffers& buffers);
+  void release(const protocol::OutboundQueue::Written& written) noexcept;
+  [[nodiscard]] bool nothing_owed() noexcept;
+  void stop_accepting() noexcept;
+  void fail_requests() noexcept;
+  void arm();
+  void finish() noexcept;
+  void handler_failed(const std::exception_ptr& exception) noexcept;
+
+  mutable std::atomic<std::uint32_t> references_{0};
+  std::atomic<std::uint32_t> waiting_count_{0};  // of waiting_, for send(): those who wait go first
+  std::atomic<std::uint32_t> answers_owed_{0};   // requests handed out and neither answered nor given up
+  std::atomic<bool> open_{true};
+  std::atomic<bool> draining_{false};
+  bool write_waiting_ = false;
+  bool read_waiting_ = false;
+  bool input_drained_ = false;  // the last read took all there was
+  bool accepting_stopped_ = false;
+  bool finished_ = false;
+  bool delivering_ = false;
+  bool opened_ = false;
+
+  SessionId id_;
+  std::shared_ptr<Shard> shard_;
+  std::shared_ptr<SessionHost> host_;
+  std::shared_ptr<const SessionOptions> options_;
+  asio::ip::tcp::endpoint peer_;
+  std::optional<Socket> socket_;  // until finish(): handles may outlive the user's io_context, a socket may not
+  protocol::OutboundBudget budget_;
+  protocol::OutboundBudget priority_budget_;
+  protocol::SessionProtocol protocol_;
+  std::unique_ptr<std::deque<OutgoingCommandPtr>> waiting_;  // for room, in order
+  TimePoint waiting_deadline_ = TimePoint::max();            // none of them ends earlier
+  Timer timer_;
+  std::any user_data_;
+};
+
+/// Ids are counted up for the whole process.
+[[nodiscard]] SessionId next_session_id() noexcept;
+
+}  // namespace msgtrans::detail

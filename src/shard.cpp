@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shard.hpp"
+
+#include "complete.hpp"
+#include "session_state.hpp"
+
+#include <boost/asio/execution/outstanding_work.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/prefer.hpp>
+#include <pthread.h>
+
+namespace msgtrans::detail {
+
+namespace {
+
+constexpr std::size_t read_size = 256 * 1024;
+
+}  // namespace
+
+std::string describe(const std::exception_ptr& exception) noexcept {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::exception& known) {
+    return known.what();
+  } catch (...) {
+    return "something that is no std::exception";
+  }
+}
+
+thread_local Shard* Shard::current_ = nullptr;
+thread_local bool Shard::own_thread_ = false;
+
+Shard::Shard()
+    : own_context_(std::make_unique<Context>()),
+      executor_(own_context_->get_executor()),
+      work_(asio::prefer(executor_, asio::execution::outstanding_work.tracked)),
+      requests_(Clock::now()),
+      timers_(Clock::now()),
+      timer_(executor_),
+      now_(Clock::now()) {}
+
+Shard::Shard(asio::any_io_executor executor)
+    : executor_(std::move(executor)),
+      requests_(Clock::now()),
+      timers_(Clock::now()),
+      timer_(executor_),
+      now_(Clock::now()) {}
+
+Shard::~Shard() {
+  // Left joinable only when a facade was destroyed inside a handler: nobody can wait for the thread then.
+  if (thread_.joinable()) thread_.detach();
+}
+
+std::span<std::byte> Shard::read_buffer() {
+  static thread_local std::vector<std::byte> buffer(read_size);
+  return buffer;
+}
+
+bool Shard::post(std::unique_ptr<Command>&& command) noexcept {
+  switch (inbox_.push(command.get())) {
+    case lockfree::Pushed::closed: return false;
+    case lockfree::Pushed::behind: command.release(); return true;
+    case lockfree::Pushed::first: break;
+  }
+  command.release();
+  // On the shard itself the outermost scope's end looks into the inbox anyway.
+  if (current_ == this) return true;
+  try {
+    asio::post(executor_, [self = shared_from_this()] { Scope scope(*self); });
+  } catch (const std::exception&) {
+    // Out of memory for the wake-up. The command stays; the next event of the shard finds it.
+  }
+  return true;
+}
+
+void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive) {
+  if (!own_context_) return;
+  thread_ = std::thread([self = shared_from_this(), on_exception = std::move(on_exception),
+                         keep_alive = std::move(keep_alive)]() mutable {
+#ifdef __linux__
+    ::pthread_setname_np(::pthread_self(), "msgtrans");
+#endif
+    own_thread_ = true;
+    for (;;) {
+      try {
+        self->own_context_->run();
+        break;
+      } catch (...) {
+        on_exception(std::current_exception());
+      }
+    }
+    self->own_context_->shutdown();
+    on_exception = nullptr;
+    keep_alive.reset();
+  });
+}
+
+void Shard::finish(std::function<void()> done) {
+  auto last = [self = shared_from_this(), done = std::move(done)]() mutable {
+    {
+      Scope scope(*self);
+      self->close_inbox();
+    }
+    self->timer_.reset();
+    self->alarm_.reset();
+    // Behind the completions that closing the inbox may have caused.
+    asio::post(self->executor_, [self, done = std::move(done)] {
+      self->work_ = {};
+      if (self->own_context_) self->own_context_->stop();
+      done();
+    });
+  };
+  if (own_context_ && !thread_.joinable()) {
+    last();  // never started, so nobody else runs it
+    own_context_->poll();
+  } else {
+    asio::post(executor_, std::move(last));
+  }
+}
+
+void Shard::join() {
+  if (!thread_.joinable()) {
+    if (own_context_) own_context_->shutdown();
+  } else if (must_not_block()) {
+    return;
+  } else {
+    thread_.join();
+  }
+}
+
+void Shard::touch(SessionState& session) {
+  if (session.touched || session.finished()) return;
+  touched_.emplace_back(&session);
+  session.touched = true;
+}
+
+void Shard::run_at(TimePoint when, std::function<void()> f) {
+  alarm_.emplace(executor_, when);
+  alarm_->async_wait([self = shared_from_this(), f = std::move(f)](const error_code& error) {
+    if (error) return;
+    Scope scope(*self);
+    f();
+  });
+}
+
+void Shard::add(SessionState& session) {
+  intrusive_ptr_add_ref(&session);
+  sessions_.push_back(session);
+}
+
+void Shard::remove(SessionState& session) noexcept {
+  if (!session.is_linked()) return;
+  sessions_.erase(sessions_.iterator_to(session));
+  intrusive_ptr_release(&session);
+  if (sessions_.empty() && on_empty) std::exchange(on_empty, nullptr)();
+}
+
+std::vector<SessionPtr> Shard::sessions() const {
+  std::vector<SessionPtr> all;
+  for (const ShardMember& member : sessions_) {
+    all.emplace_back(const_cast<SessionState*>(static_cast<const SessionState*>(&member)));
+  }
+  return all;
+}
+
+void Shard::settle_all() noexcept {
+  do {
+    run_commands();
+    // By index: settling touches others.
+    for (std::size_t i = 0; i < touched_.size(); ++i) {
+      const SessionPtr session = std::move(touched_[i]);
+      session->touched = false;
+      session->settle();
+    }
+    touched_.clear();
+  } while (!inbox_.empty());
+  arm();
+}
+
+void Shard::run_commands() noexcept {
+  running_commands_ = true;
+  for (Command* next = inbox_.take_all(); next != nullptr;) {
+    Command* const command = std::exchange(next, next->next);
+    command->run(std::unique_ptr<Command>(command));
+  }
+  running_commands_ = false;
+}
+
+void Shard::close_inbox() noexcept {
+  running_commands_ = true;
+  for (Command* next = inbox_.close(); next != nullptr;) {
+    Command* const command = std::exchange(next, next->next);
+    command->run(std::unique_ptr<Command>(command));
+  }
+  running_commands_ = false;
+}
+
+void Shard::arm() noexcept {
+  if (!timer_) return;
+  if (sessions_.empty() && requests_.size() == 0 && armed_for_ != TimePoint::max()) {
+    timer_->cancel();  // lest it keep the user's context running for nothing
+    armed_for_ = TimePoint::max();
+  }
+  TimePoint next = armed_for_;
+  if (const auto at = timers_.next_deadline()) next = std::min(next, *at);
+  if (const auto at = requests_.next_deadline()) next = std::min(next, *at);
+  if (next >= armed_for_) return;
+  try {
+    timer_->expires_at(next);
+    timer_->async_wait([self = shared_from_this()](const error_code& error) {
+      if (!error) self->tick();
+    });
+    armed_for_ = next;
+  } catch (const std::exception&) {
+    armed_for_ = TimePoint::max();  // out of memory: the next event tries again
+  }
+}
+
+void Shard::tick() {
+  Scope scope(*this);
+  armed_for_ = TimePoint::max();
+  requests_.expire(now_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
+    counters_.requests_timed_out.add(1);
+    complete_later(executor_, std::move(pending.work), std::move(pending.handler),
+                   make_error_code(Errc::request_timeout), Reply{});
+  });
+  timers_.advance(now_, [](protocol::TimerWheel::Timer& timer) { SessionState::expired(timer); });
+}
+
+}  // namespace msgtrans::detail

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/intrusive/list.hpp>
+#include <functional>
+#include <memory>
+#include <msgtrans/detail/asio.hpp>
+#include <msgtrans/lockfree/intrusive_inbox.hpp>
+#include <msgtrans/message.hpp>
+#include <msgtrans/protocol/counter.hpp>
+#include <msgtrans/protocol/request_registry.hpp>
+#include <msgtrans/protocol/session_protocol.hpp>
+#include <msgtrans/protocol/timer_wheel.hpp>
+#include <msgtrans/session/session.hpp>
+#include <optional>
+#include <thread>
+#include <vector>
+
+namespace msgtrans::detail {
+
+using protocol::Clock;
+using protocol::TimePoint;
+
+class Shard;
+
+/// The hook that a session hangs on in its shard's list.
+using ShardMember = boost::intrusive::list_base_hook<>;
+
+/// Something for a shard to do, sent from any thread.
+class Command : public lockfree::InboxNode<Command> {
+ public:
+  virtual ~Command() = default;
+  /// `self` owns this; kept or destroyed as the command likes.
+  virtual void run(std::unique_ptr<Command> self) noexcept = 0;
+};
+
+/// The text of an exception.
+[[nodiscard]] std::string describe(const std::exception_ptr& exception) noexcept;
+
+/// What a cancellation slot and the shard share of one waiting operation. Only the shard touches the members.
+struct Operation {
+  std::uint32_t message_id = 0;  // once it is a pending request
+};
+using OperationPtr = std::shared_ptr<Operation>;
+
+/// A request that waits for its answer.
+struct PendingRequest {
+  PendingRequest(ReplyHandler h, asio::any_completion_executor w, OperationPtr o) noexcept
+      : handler(std::move(h)), work(std::move(w)), operation(std::move(o)) {}
+  PendingRequest(PendingRequest&&) noexcept = default;
+  PendingRequest& operator=(PendingRequest&&) = delete;  // broken for ReplyHandler in Boost 1.81
+
+  ReplyHandler handler;
+  asio::any_completion_executor work;  // keeps the handler's context running meanwhile
+  OperationPtr operation;              // null if it cannot be cancelled
+};
+
+/// One thread's worth of sessions: what they share, and the loop's few entry points. Unless said otherwise a member is
+/// for code that runs on the shard.
+class Shard : public std::enable_shared_from_this<Shard> {
+ public:
+  /// Written by the shard, read by anybody.
+  struct Counters {
+    protocol::Counter sessions_total, sessions_refused, accept_failures, packets_in, packets_out, bytes_in, bytes_out,
+        protocol_errors, handler_failures, unhandled, dropped_oldest, dropped_at_close, requests, requests_timed_out,
+        unmatched_responses;
+  };
+
+  /// With a thread of its own, not yet started.
+  Shard();
+  /// On the user's executor.
+  explicit Shard(asio::any_io_executor executor);
+  ~Shard();
+
+  /// The shard whose code the calling thread runs; null elsewhere.
+  [[nodiscard]] static Shard* current() noexcept { return current_; }
+  /// True on threads that must not block: shards' own, and others while they run code of a shard.
+  [[nodiscard]] static bool must_not_block() noexcept { return own_thread_ || current_ != nullptr; }
+
+  /// Encloses each entry into the shard's code. The outermost one's end settles the sessions that were touched, and
+  /// the commands that were sent meanwhile.
+  class Scope {
+   public:
+    explicit Scope(Shard& shard) noexcept : shard_(shard), outer_(current_) {
+      current_ = &shard;
+      if (shard_.depth_++ == 0) {
+        shard_.busy_.store(true);
+        shard_.now_ = Clock::now();
+      }
+    }
+    ~Scope() {
+      if (shard_.depth_ == 1) {
+        shard_.settle_all();
+        shard_.busy_.store(false);
+        shard_.busy_.notify_all();
+      }
+      --shard_.depth_;
+      current_ = outer_;
+    }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Shard& shard_;
+    Shard* outer_;
+  };
+
+  // --- any thread
+
+  [[nodiscard]] const asio::any_io_executor& executor() const noexcept { return executor_; }
+  [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+  /// Hands a command over; false, and the command still the caller's, if the shard has ended.
+  bool post(std::unique_ptr<Command>&& command) noexcept;
+  /// Runs `f` on the shard.
+  template <class F>
+  bool post(F f) {
+    struct Call final : Command {
+      explicit Call(F&& body) : body_(std::move(body)) {}
+      void run(std::unique_ptr<Command>) noexcept override { body_(); }
+      F body_;
+    };
+    return post(std::unique_ptr<Command>(new Call(std::move(f))));
+  }
+
+  /// Waits until no code of the shard runs. With a flag that its code looks at, and that was set before, the two give
+  /// "nobody is in there, and nobody will be". Not on the shard.
+  void wait_until_idle() const noexcept { busy_.wait(true); }
+
+  /// Starts the shard's own thread, if it has one. `on_exception` is told what escapes from handlers that Asio runs
+  /// for the user on this thread; `keep_alive` is released when the thread ends.
+  void start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive);
+  /// Ends the shard: the commands that were sent are run, later ones are refused. Then calls `done` on the shard; the
+  /// thread ends.
+  void finish(std::function<void()> done);
+  /// After `finish`: waits for the thread; not from a thread that must not block.
+  void join();
+
+  // --- on the shard
+
+  [[nodiscard]] TimePoint now() const noexcept { return now_; }
+  [[nodiscard]] Counters& counters() noexcept { return counters_; }
+  [[nodiscard]] protocol::SharedResources& resources() noexcept { return resources_; }
+  [[nodiscard]] protocol::RequestRegistry<PendingRequest>& requests() noexcept { return requests_; }
+  [[nodiscard]] protocol::TimerWheel& timers() noexcept { return timers_; }
+  /// One read's worth of memory, shared by all that the thread serves: whoever reads is done with it before another
+  /// reads.
+  [[nodiscard]] static std::span<std::byte> read_buffer();
+  /// True if everything sent so far has taken effect: then what is done directly keeps its place in the order.
+  [[nodiscard]] bool caught_up() const noexcept { return !running_commands_ && inbox_.empty(); }
+  /// Asks for `SessionState::settle` at the end of the outermost scope.
+  void touch(SessionState& session);
+
+  /// Calls `f` at that time, once, unless the shard ends before.
+  void run_at(TimePoint when, std::function<void()> f);
+
+  void add(SessionState& session);
+  void remove(SessionState& session) noexcept;
+  [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
+  /// A copy: sessions may end meanwhile.
+  [[nodiscard]] std::vector<SessionPtr> sessions() const;
+  /// Called once, when the last session has gone.
+  std::function<void()> on_empty;
+
+ private:
+  friend class Scope;
+
+  void settle_all() noexcept;
+  void run_commands() noexcept;
+  void arm() noexcept;
+  void tick();
+
+  static thread_local Shard* current_;
+  static thread_local bool own_thread_;
+
+  /// A context whose pending operations can be destroyed before itself: users' coroutines that wait in it may hold
+  /// sessions, which hold the shard, which holds the context.
+  class Context final : public asio::io_context {
+   public:
+    Context() : asio::io_context(1) {}
+    using asio::execution_context::shutdown;
+  };
+
+  void close_inbox() noexcept;
+
+  std::unique_ptr<Context> own_context_;
+  asio::any_io_executor executor_;
+  asio::any_io_executor work_;
+  std::thread thread_;
+
+  lockfree::IntrusiveInbox<Command> inbox_;
+  Counters counters_;
+  protocol::SharedResources resources_;
+  protocol::RequestRegistry<PendingRequest> requests_;
+  protocol::TimerWheel timers_;
+  std::optional<asio::steady_timer> timer_;  // until finish(), as sessions' sockets
+  std::optional<asio::steady_timer> alarm_;  // of run_at
+  TimePoint armed_for_ = TimePoint::max();
+  TimePoint now_;
+  unsigned depth_ = 0;
+  // Sequentially consistent, as the flag of whoever waits for it: either he sees the shard busy, or the shard his flag.
+  std::atomic<bool> busy_{false};
+  bool running_commands_ = false;
+  std::vector<SessionPtr> touched_;
+  boost::intrusive::list<ShardMember> sessions_;  // each holds a reference
+};
+
+}  // namespace msgtrans::detail

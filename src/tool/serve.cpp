@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands.hpp"
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <msgtrans/msgtrans.hpp>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+namespace msgtrans::tool {
+
+namespace {
+
+struct Serve {
+  std::vector<std::string> tcp;
+  bool echo = true;
+  bool json = false;
+  bool verbose = false;
+  double idle = 0, first_packet = 10, write_stall = 30, drain = 5;
+  ServerOptions options;
+  std::uint32_t max_message = SessionOptions{}.max_payload;
+
+  int run();
+};
+
+void print_summary(const ServerStats& stats, const StopReport& report, bool as_json) {
+  const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close;
+  if (as_json) {
+    const nlohmann::ordered_json summary{{"sessions", stats.sessions_total},
+                                         {"refused", stats.sessions_refused},
+                                         {"packets_in", stats.packets_in},
+                                         {"packets_out", stats.packets_out},
+                                         {"bytes_in", stats.bytes_in},
+                                         {"bytes_out", stats.bytes_out},
+                                         {"dropped", dropped},
+                                         {"protocol_errors", stats.protocol_errors},
+                                         {"unmatched_responses", stats.unmatched_responses},
+                                         {"accept_failures", stats.accept_failures},
+                                         {"sessions_cut", report.sessions_cut}};
+    std::printf("%s\n", summary.dump().c_str());
+  } else {
+    std::printf("served %llu sessions (%llu refused): %llu packets in, %llu out; %llu bytes in, %llu out\n",
+                static_cast<unsigned long long>(stats.sessions_total),
+                static_cast<unsigned long long>(stats.sessions_refused),
+                static_cast<unsigned long long>(stats.packets_in), static_cast<unsigned long long>(stats.packets_out),
+                static_cast<unsigned long long>(stats.bytes_in), static_cast<unsigned long long>(stats.bytes_out));
+    std::printf("dropped %llu packets, %llu protocol errors, %llu unmatched responses, %zu sessions cut\n",
+                static_cast<unsigned long long>(dropped), static_cast<unsigned long long>(stats.protocol_errors),
+                static_cast<unsigned long long>(stats.unmatched_responses), report.sessions_cut);
+  }
+  std::fflush(stdout);
+}
+
+int Serve::run() {
+  options.session.max_payload = options.session.max_decompressed = max_message;
+  options.session.idle_timeout = seconds(idle);
+  options.session.first_packet_timeout = seconds(first_packet);
+  options.session.write_stall_timeout = seconds(write_stall);
+  options.drain = seconds(drain);
+  if (tcp.empty()) tcp.emplace_back("127.0.0.1:8001");
+
+  ServerTransport server(options);
+  server.on_message([](Session& session, const Message& message) {
+    if (message.is_request()) {
+      session.respond(message, message.payload());
+    } else {
+      session.send(message.payload(), {.biz_type = message.biz_type()});
+    }
+  });
+  if (verbose) {
+    server.on_connect([](Session& session) {
+      std::fprintf(stderr, "%s connected from %s\n", to_string(session.id()).c_str(),
+                   session.peer().to_string().c_str());
+    });
+    server.on_disconnect([](Session& session, const Error& reason) {
+      std::fprintf(stderr, "%s ended: %s\n", to_string(session.id()).c_str(), reason.message().c_str());
+    });
+    server.on_error([](const ErrorEvent& event) {
+      std::fprintf(stderr, "%s error: %s\n", to_string(event.session).c_str(), event.error.message().c_str());
+    });
+  }
+  for (const auto& address : tcp) {
+    std::printf("listening tcp %s\n", server.listen(msgtrans::tcp(address)).to_string().c_str());
+  }
+  std::fflush(stdout);
+  const StopReport report = server.run();
+  print_summary(server.stats(), report, json);
+  return 0;
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, Action& action) {
+  auto serve = std::make_shared<Serve>();
+  CLI::App* const command = app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain");
+  command
+      ->add_option("--tcp", serve->tcp,
+                   "Listen on HOST:PORT; port 0 picks a free one; repeatable (default 127.0.0.1:8001)")
+      ->type_name("H:P")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_flag("--echo", serve->echo,
+                    "Answer requests and return one-way messages with the same payload (default)");
+  command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")->capture_default_str();
+  command->add_option("--max-message", serve->max_message, "Largest payload, also decompressed")
+      ->type_name("BYTES")
+      ->capture_default_str();
+  command->add_option("--outbound-limit", serve->options.session.outbound_bytes, "Outbound queue of a session")
+      ->type_name("BYTES")
+      ->capture_default_str();
+  command->add_option("--slow-consumer", serve->options.session.slow_consumer, "When that queue is full")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, SlowConsumer>{
+          {"wait", SlowConsumer::wait}, {"drop-oldest", SlowConsumer::drop_oldest}, {"close", SlowConsumer::close}}));
+  command->add_option("--max-sessions", serve->options.max_sessions, "Sessions at once")->capture_default_str();
+  command
+      ->add_option("--max-sessions-per-address", serve->options.max_sessions_per_address, "Of one address; 0: no limit")
+      ->capture_default_str();
+  const auto add_seconds = [&](const char* name, double& value, const char* help) {
+    command->add_option(name, value, help)->type_name("S")->check(CLI::Range(0.0, 31536000.0))->capture_default_str();
+  };
+  add_seconds("--idle-timeout", serve->idle, "End sessions without a packet for this long; 0: off");
+  add_seconds("--first-packet-timeout", serve->first_packet, "From connecting to the first whole packet; 0: off");
+  add_seconds("--write-stall", serve->write_stall, "End sessions that take no byte for this long; 0: off");
+  add_seconds("--drain", serve->drain, "Time for sessions to finish when stopping");
+  command->add_flag("--json", serve->json, "Print the summary as one JSON object");
+  command->add_flag("--verbose", serve->verbose, "Tell about sessions and errors on standard error");
+  command->final_callback([&action, serve] { action = [serve] { return serve->run(); }; });
+}
+
+}  // namespace msgtrans::tool
