@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The library under the same load as its rivals: public API only, one shard.
+//
+// bench_msgtrans_server [--port N] [--fanout]
+
+#include "common.hpp"
+
+#include <msgtrans/msgtrans.hpp>
+#include <span>
+#include <vector>
+
+int main(int argc, char** argv) {
+  return bench::run_main("bench_msgtrans_server", [&] {
+    const bench::Arguments arguments(argc, argv, {"--port"}, {"--fanout"});
+    const bool fanout = arguments.has("--fanout");
+    const auto port = arguments.number<std::uint16_t>("--port", 0, 0, 65535);
+    bench::raise_descriptor_limit(64);
+
+    msgtrans::ServerTransport server({.shards = 1});
+    const auto endpoint = server.listen(msgtrans::tcp("127.0.0.1:" + std::to_string(port)));
+    server.on_message([&](msgtrans::Session& session, const msgtrans::Message& message) {
+      if (message.is_request()) {
+        session.respond(message, message.payload());
+        return;
+      }
+      const auto payload = message.payload();
+      if (fanout && message.biz_type() == bench::biz_fanout_trigger &&
+          payload.size() == bench::fanout_trigger_payload) {
+        const auto* trigger = reinterpret_cast<const std::uint8_t*>(payload.data());
+        const std::uint32_t count = bench::load_u32(trigger);
+        const std::vector<std::byte> packet(bench::load_u32(trigger + 4), std::byte{bench::fanout_fill});
+        for (std::uint32_t i = 0; i < count; ++i) {
+          const auto result = server.broadcast(std::span<const std::byte>(packet), {.biz_type = bench::biz_fanout});
+          // What did not get through shows as packets missing at the load generator; this says why.
+          if (result.dropped != 0 || result.refused != 0) {
+            std::fprintf(stderr, "broadcast: %llu queued, %llu dropped, %llu refused\n",
+                         static_cast<unsigned long long>(result.queued),
+                         static_cast<unsigned long long>(result.dropped),
+                         static_cast<unsigned long long>(result.refused));
+          }
+        }
+        return;
+      }
+      session.send(payload, {.biz_type = message.biz_type()});
+    });
+    std::printf("listening tcp %s\n", endpoint.to_string().c_str());
+    std::fflush(stdout);
+    server.run();
+    return 0;
+  });
+}
