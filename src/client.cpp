@@ -81,7 +81,7 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
       Error failure;
       error_code code;
       const int descriptor = self->socket_.release(code);
-      self->client_->established(descriptor, address, failure);
+      self->client_->established(Descriptor(descriptor), address, failure);
       self->end(std::move(failure));
     });
   }
@@ -154,22 +154,24 @@ Error Client::connect(std::string_view url, asio::cancellation_slot slot, Connec
   return {};
 }
 
-void Client::established(int descriptor, const tcp::endpoint& peer, Error& error) {
-  auto socket = adopt(shard_->executor(), descriptor, peer.protocol() == tcp::v6(), *session_options_, error);
-  if (!socket) return;
+void Client::established(Descriptor socket, const tcp::endpoint& peer, Error& error) {
+  prepare(socket.get(), *session_options_);
   const SessionPtr session(
-      new SessionState(next_session_id(), shard_, shared_from_this(), session_options_, std::move(*socket), peer));
-  {
-    const std::lock_guard lock(mutex_);
-    if (state_ != State::connecting) {
-      error = Error(asio::error::operation_aborted, "the client was destroyed");
-      session->refuse();
-      return;
-    }
-    session_ = session;
-    state_ = State::connected;
+      new SessionState(next_session_id(), shard_, shared_from_this(), session_options_, std::move(socket), peer));
+  try {
+    session->open();
+  } catch (const boost::system::system_error& failure) {
+    session->refuse();
+    error = Error(failure.code(), failure.what());
+    return;
   }
-  session->open();
+  const std::lock_guard lock(mutex_);
+  session_ = session;
+  if (state_ == State::connecting) {
+    state_ = State::connected;
+  } else {
+    error = Error(asio::error::operation_aborted, "the client was destroyed");  // which cuts the session
+  }
 }
 
 /// The attempt is over.

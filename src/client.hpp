@@ -58,7 +58,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   class Attempt;
 
   void settle_attempt(Error error, Connected connected);
-  void established(int descriptor, const asio::ip::tcp::endpoint& peer, Error& error);
+  void established(Descriptor socket, const asio::ip::tcp::endpoint& peer, Error& error);
 
   const ClientOptions options_;
   const std::shared_ptr<const SessionOptions> session_options_;

@@ -90,12 +90,14 @@ void Server::start_accepting(const Listener& listener) {
         const std::lock_guard lock(self->mutex_);
         if (self->state_ != State::running) return;  // stopped meanwhile: the acceptor may be closed already
       }
-      acceptor->start([self, shard, options](int descriptor,
-                                             const auto& peer) { self->connected(*shard, descriptor, peer, options); },
-                      [self, shard](Error error) {
-                        shard->counters().accept_failures.add(1);
-                        self->failed({{}, std::move(error), nullptr});
-                      });
+      acceptor->start(
+          [self, shard, options](Descriptor socket, const auto& peer) {
+            self->connected(*shard, std::move(socket), peer, options);
+          },
+          [self, shard](Error error) {
+            shard->counters().accept_failures.add(1);
+            self->failed({{}, std::move(error), nullptr});
+          });
     });
   }
 }
@@ -119,30 +121,23 @@ void Server::start_locked() {
   for (const auto& listener : listeners_) start_accepting(listener);
 }
 
-void Server::connected(Shard& shard, int descriptor, const asio::ip::tcp::endpoint& peer,
+void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::endpoint& peer,
                        const std::shared_ptr<const SessionOptions>& options) {
   const auto address = peer.address();
   bool admitted = false;
-  Error error;
+  SessionPtr state;
   try {
     admitted = registry_->admit(address);
     if (!admitted) {
-      ::close(descriptor);
       shard.counters().sessions_refused.add(1);
       failed({{},
               Error(Errc::too_many_sessions, "refused " + to_endpoint(peer).to_string() + ": too many sessions"),
               nullptr});
       return;
     }
-    auto socket = adopt(shard.executor(), std::exchange(descriptor, -1), address.is_v6(), *options, error);
-    if (!socket) {
-      registry_->leave(address);
-      shard.counters().accept_failures.add(1);
-      failed({{}, std::move(error), nullptr});
-      return;
-    }
-    const SessionPtr state(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(), options,
-                                            std::move(*socket), peer));
+    prepare(socket.get(), *options);
+    state = SessionPtr(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(), options,
+                                        std::move(socket), peer));
     registry_->add(state);
     Admission admission;
     if (on_connect && !silent_.load() &&
@@ -159,8 +154,11 @@ void Server::connected(Shard& shard, int descriptor, const asio::ip::tcp::endpoi
       return;
     }
     state->open();
-  } catch (const std::exception& exception) {  // out of memory
-    if (descriptor >= 0) ::close(descriptor);
+  } catch (const std::exception& exception) {  // out of memory, or of what the system gives
+    if (state) {
+      state->refuse();
+      registry_->remove(state->id());
+    }
     if (admitted) registry_->leave(address);
     shard.counters().accept_failures.add(1);
     failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});

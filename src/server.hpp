@@ -68,7 +68,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   void start_locked();
   void begin_stop(std::chrono::milliseconds drain);
   void start_accepting(const Listener& listener);
-  void connected(Shard& shard, int descriptor, const asio::ip::tcp::endpoint& peer,
+  void connected(Shard& shard, Descriptor socket, const asio::ip::tcp::endpoint& peer,
                  const std::shared_ptr<const SessionOptions>& options);
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
   void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);

@@ -15,6 +15,7 @@ OwnedMessage Message::retain() const {
   OwnedMessage owned(header_, extension_, payload_);
   if (answerable_) {
     owned.session_ = session_;
+    session_->owe_answer();
     answerable_ = false;
   }
   return owned;
@@ -35,7 +36,7 @@ OwnedMessage::~OwnedMessage() {
 
 SendResult OwnedMessage::respond(BytesView payload, BytesView extension) {
   if (!session_) return SendResult::not_found;
-  const auto result = session_->respond(header_, payload, extension);
+  const auto result = session_->respond_retained(header_, payload, extension);
   if (result == SendResult::queued) session_ = nullptr;
   return result;
 }

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <boost/asio/buffer.hpp>
 #include <boost/asio/error.hpp>
+#include <cerrno>
 #include <new>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <utility>
 
 #ifdef __linux__
@@ -19,6 +21,10 @@
 namespace msgtrans::detail {
 
 namespace {
+
+iovec iovec_of(std::span<const std::byte> bytes) noexcept {
+  return {const_cast<std::byte*>(bytes.data()), bytes.size()};  // sendmsg only reads
+}
 
 wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept {
   wire::Header header;
@@ -47,6 +53,10 @@ void intrusive_ptr_release(const SessionState* state) noexcept {
 SessionId next_session_id() noexcept {
   static std::atomic<std::uint64_t> last{0};
   return SessionId(last.fetch_add(1, std::memory_order_relaxed) + 1);
+}
+
+void Descriptor::reset() noexcept {
+  if (value_ >= 0) ::close(std::exchange(value_, -1));
 }
 
 // --- OutgoingCommand
@@ -88,14 +98,14 @@ void OutgoingCommand::finish(error_code code, const asio::any_io_executor& via) 
 // --- any thread
 
 SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
-                           std::shared_ptr<const SessionOptions> options, Socket socket,
+                           std::shared_ptr<const SessionOptions> options, Descriptor socket,
                            const asio::ip::tcp::endpoint& peer)
     : id_(id),
       shard_(std::move(shard)),
       host_(std::move(host)),
       options_(std::move(options)),
       peer_(peer),
-      socket_(std::in_place, std::move(socket)),
+      socket_(std::move(socket)),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
@@ -173,6 +183,14 @@ SendResult SessionState::respond(const Message& request, BytesView payload, Byte
   return result;
 }
 
+SendResult SessionState::respond_retained(const wire::Header& request, BytesView payload,
+                                          BytesView extension) noexcept {
+  const auto result = respond(request, payload, extension);
+  // After the answer is on its way: a draining session must not see nothing owed in between.
+  if (result == SendResult::queued) give_up_answer();
+  return result;
+}
+
 SendResult SessionState::respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept {
   if (const auto refused = check(payload.size(), extension.size()); refused != SendResult::queued) return refused;
   wire::Header header;
@@ -183,17 +201,13 @@ SendResult SessionState::respond(const wire::Header& request, BytesView payload,
   const std::size_t size = wire::header_size + extension.size() + payload.size();
   (high_priority(header) ? priority_budget_ : budget_).reserve(size);
   if (Shard::current() == shard_.get() && shard_->caught_up()) {
-    answers_owed_.fetch_sub(1);
     enqueue(header, extension, payload, protocol::OutboundKind::answer);
     return SendResult::queued;
   }
   try {
     auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload);
     command->reserved = true;
-    if (!shard_->post(std::unique_ptr<Command>(command.release()))) return SendResult::closed;
-    // After the command is on its way: a draining session must not see nothing owed in between.
-    give_up_answer();
-    return SendResult::queued;
+    return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
     unreserve(size, high_priority(header));
     return SendResult::would_block;
@@ -337,10 +351,8 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   complete.payload_len = static_cast<std::uint32_t>(payload.size());
   std::array<std::byte, wire::header_size> head;
   wire::encode_header(complete, head);
-  const std::array<asio::const_buffer, 3> buffers{asio::buffer(head),
-                                                  asio::const_buffer(extension.data(), extension.size()),
-                                                  asio::const_buffer(payload.data(), payload.size())};
-  const std::size_t written = write_some(buffers);
+  std::array<iovec, 3> pieces{iovec_of(head), iovec_of(extension), iovec_of(payload)};
+  const std::size_t written = write_some(pieces);
   const std::size_t size = complete.packet_size();
   if (written == size) {
     protocol_.note_written(written, 1, shard_->now());
@@ -482,43 +494,43 @@ void SessionState::admit_waiting() noexcept {
   if (waiting_->empty()) waiting_.reset();
 }
 
-template <class Buffers>
-std::size_t SessionState::write_some(const Buffers& buffers) {
-  error_code error;
-  const std::size_t count = socket_->write_some(buffers, error);
-  if (error == asio::error::would_block || error == asio::error::try_again) return 0;
-  if (error) {
-    protocol_.abort(Error(error, "write to " + to_endpoint(peer_).to_string() + ": " + error.message()));
-    return 0;
+std::size_t SessionState::write_some(std::span<iovec> pieces) {
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  ssize_t count = 0;
+  do {
+    count = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+  } while (count < 0 && errno == EINTR);
+  if (count >= 0) {
+    shard_->counters().bytes_out.add(static_cast<std::uint64_t>(count));
+    return static_cast<std::size_t>(count);
   }
-  shard_->counters().bytes_out.add(count);
-  return count;
+  if (errno != EAGAIN && errno != EWOULDBLOCK) abort_by_system("write to");
+  return 0;
+}
+
+void SessionState::abort_by_system(const char* what) {
+  const error_code code(errno, boost::system::system_category());
+  protocol_.abort(Error(code, std::string(what) + " " + to_endpoint(peer_).to_string() + ": " + code.message()));
 }
 
 void SessionState::write_out() {
   std::array<std::span<const std::byte>, 64> pieces;
-  std::array<asio::const_buffer, 64> buffers;
+  std::array<iovec, 64> vectors;
   while (!protocol_.outbound_empty() && !protocol_.ended() && !write_waiting_) {
     const std::size_t count = protocol_.outbound().gather(pieces);
     std::size_t offered = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      buffers[i] = asio::const_buffer(pieces[i].data(), pieces[i].size());
+      vectors[i] = iovec_of(pieces[i]);
       offered += pieces[i].size();
     }
-    const std::size_t written = write_some(std::span<const asio::const_buffer>(buffers.data(), count));
+    const std::size_t written = write_some(std::span(vectors).first(count));
     if (written != 0) release(protocol_.written(written, shard_->now()));
-    if (written < offered) {  // the socket's buffer is full: asking again at once would only cost a call
-      if (!protocol_.ended()) {
-        protocol_.write_blocked(shard_->now());
-        write_waiting_ = true;
-        socket_->async_wait(Socket::wait_write, [self = SessionPtr(this)](const error_code& error) {
-          self->write_waiting_ = false;
-          if (error) return;
-          Shard::Scope scope(*self->shard_);
-          self->shard_->touch(*self);
-        });
-      }
-      return;
+    if (written < offered && !protocol_.ended()) {
+      // The socket's buffer is full: asking again at once would only cost a call.
+      protocol_.write_blocked(shard_->now());
+      write_waiting_ = true;
     }
   }
 }
@@ -532,6 +544,8 @@ void SessionState::release(const protocol::OutboundQueue::Written& written) noex
 // --- on the shard: in
 
 void SessionState::open() {
+  shard_->poller().add(socket_.get(), *this, true, false);
+  watching_read_ = true;
   opened_ = true;
   shard_->add(*this);
   shard_->counters().sessions_total.add(1);
@@ -554,43 +568,55 @@ void SessionState::refuse() noexcept {
 }
 
 bool SessionState::read_once() {
-  error_code error;
-  const auto buffer = shard_->read_buffer();
-  const std::size_t count = socket_->read_some(asio::buffer(buffer.data(), buffer.size()), error);
-  if (error == asio::error::would_block || error == asio::error::try_again) {
-    input_drained_ = true;
-    return false;
+  const auto buffer = Shard::read_buffer();
+  const ssize_t result = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
+  if (result < 0) {
+    if (errno == EINTR) return true;
+    if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      input_drained_ = true;
+      return false;
+    }
+    abort_by_system("read from");
+    return true;
   }
-  if (error == asio::error::eof) {
+  if (result == 0) {
     input_drained_ = true;
     const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
     protocol_.receive_end(shard_->now(), finish_within);
     draining_.store(true);
     return true;
   }
-  if (error) {
-    protocol_.abort(Error(error, "read from " + to_endpoint(peer_).to_string() + ": " + error.message()));
-    return true;
-  }
+  const auto count = static_cast<std::size_t>(result);
   input_drained_ = count < buffer.size();
   shard_->counters().bytes_in.add(count);
-  protocol_.receive(buffer.first(count), shard_->now(),
-                    [this](const wire::Header& header, std::span<const std::byte> extension,
-                           std::span<const std::byte> payload) { deliver(header, extension, payload); });
+  Session session{SessionPtr(this)};
+  protocol_.receive(
+      buffer.first(count), shard_->now(),
+      [this, &session](const wire::Header& header, std::span<const std::byte> extension,
+                       std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
   return true;
 }
 
-void SessionState::on_readable() {
+void SessionState::on_ready(bool readable, bool writable, bool broken) {
   Shard::Scope scope(*shard_);
+  if (writable) write_waiting_ = false;  // settling writes
   try {
-    read_once();
+    if (readable && protocol_.wants_read()) {
+      read_once();
+    } else if (broken) {
+      int code = 0;
+      socklen_t size = sizeof code;
+      ::getsockopt(socket_.get(), SOL_SOCKET, SO_ERROR, &code, &size);
+      errno = code != 0 ? code : ECONNRESET;
+      abort_by_system("lost");
+    }
   } catch (const std::exception& failure) {
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
   }
   shard_->touch(*this);
 }
 
-void SessionState::deliver(const wire::Header& header, std::span<const std::byte> extension,
+void SessionState::deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                            std::span<const std::byte> payload) {
   auto& counters = shard_->counters();
   counters.packets_in.add(1);
@@ -608,20 +634,12 @@ void SessionState::deliver(const wire::Header& header, std::span<const std::byte
       return;
     }
     Message message(header, extension, payload, this);
-    if (message.is_request()) {
-      message.answerable_ = true;
-      answers_owed_.fetch_add(1, std::memory_order_relaxed);
-    }
+    message.answerable_ = message.is_request();
     struct Delivery {
-      SessionState& self;
-      const Message& message;
-      ~Delivery() {
-        self.delivering_ = false;
-        if (message.answerable_) self.give_up_answer();
-      }
-    } delivery{*this, message};
-    delivering_ = true;
-    Session session{SessionPtr(this)};
+      explicit Delivery(bool& flag) noexcept : delivering(flag) { delivering = true; }
+      ~Delivery() { delivering = false; }
+      bool& delivering;
+    } delivery(delivering_);
     host_->message(session, message);
   } catch (...) {
     handler_failed(std::current_exception());
@@ -647,15 +665,17 @@ void SessionState::settle() noexcept {
   if (finished_ || !opened_) return;
   const SessionPtr keep(this);
   try {
-    const auto deliver_one = [this](const wire::Header& header, std::span<const std::byte> extension,
-                                    std::span<const std::byte> payload) { deliver(header, extension, payload); };
     bool probed = false;
     for (;;) {
       write_out();
       admit_waiting();
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       if (protocol_.resumable()) {
-        protocol_.resume(shard_->now(), deliver_one);
+        Session session(keep);
+        protocol_.resume(
+            shard_->now(),
+            [this, &session](const wire::Header& header, std::span<const std::byte> extension,
+                             std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
         continue;
       }
       if (protocol_.phase() == protocol::SessionProtocol::Phase::draining && nothing_owed()) {
@@ -673,14 +693,13 @@ void SessionState::settle() noexcept {
     }
     if (!protocol_.accepts() || protocol_.peer_ended()) stop_accepting();
     if (protocol_.shutdown_due()) {
-      error_code ignored;
-      socket_->shutdown(Socket::shutdown_send, ignored);
+      ::shutdown(socket_.get(), SHUT_WR);
       protocol_.shut_down(shard_->now());
 #ifdef SIOCOUTQ
       int unsent = 0;
       // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
       // only when the peer has all of it is it safe to go at once.
-      if (input_drained_ && ::ioctl(socket_->native_handle(), SIOCOUTQ, &unsent) == 0 && unsent == 0) {
+      if (input_drained_ && ::ioctl(socket_.get(), SIOCOUTQ, &unsent) == 0 && unsent == 0) {
         protocol_.delivered();
       }
 #endif
@@ -718,12 +737,11 @@ void SessionState::fail_requests() noexcept {
 }
 
 void SessionState::arm() {
-  if (protocol_.wants_read() && !read_waiting_) {
-    read_waiting_ = true;
-    socket_->async_wait(Socket::wait_read, [self = SessionPtr(this)](const error_code& error) {
-      self->read_waiting_ = false;
-      if (!error && !self->finished_) self->on_readable();
-    });
+  const bool read = protocol_.wants_read();
+  if (read != watching_read_ || write_waiting_ != watching_write_) {
+    watching_read_ = read;
+    watching_write_ = write_waiting_;
+    shard_->poller().change(socket_.get(), *this, read, write_waiting_);
   }
   TimePoint next = protocol_.deadline();
   if (waiting_) next = std::min(next, waiting_deadline_);
@@ -774,8 +792,7 @@ void SessionState::finish() noexcept {
   }
   protocol_.release();
   shard_->timers().disarm(timer_);
-  error_code ignored;
-  socket_->close(ignored);
+  shard_->poller().remove(socket_.get(), *this);
   socket_.reset();
   if (is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "poller.hpp"
 #include "shard.hpp"
 
 #include <any>
 #include <atomic>
-#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <deque>
 #include <memory>
@@ -14,10 +14,9 @@
 #include <msgtrans/server_transport.hpp>
 #include <span>
 #include <string>
+#include <sys/uio.h>
 
 namespace msgtrans::detail {
-
-using Socket = asio::generic::stream_protocol::socket;
 
 /// What a facade is to its sessions. Called on shards; nothing may escape from the noexcept ones.
 class SessionHost {
@@ -81,14 +80,35 @@ class OutgoingCommand final : public Command {
   std::size_t payload_size_;
 };
 
+/// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  Descriptor() noexcept = default;
+  explicit Descriptor(int value) noexcept : value_(value) {}
+  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(value_, other.value_);
+    return *this;
+  }
+  ~Descriptor() { reset(); }
+
+  [[nodiscard]] int get() const noexcept { return value_; }
+  explicit operator bool() const noexcept { return value_ >= 0; }
+  int release() noexcept { return std::exchange(value_, -1); }
+  void reset() noexcept;
+
+ private:
+  int value_ = -1;
+};
+
 /// One session: what its handles refer to. It owns the socket and does what its `SessionProtocol` says.
 ///
 /// Members are for the shard unless marked. A session is kept alive by its shard's list from `open` to `finish`, by
 /// the operations that are under way, and by the users' handles.
-class SessionState final : public ShardMember {
+class SessionState final : public ShardMember, private Poller::Watcher {
  public:
   SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
-               std::shared_ptr<const SessionOptions> options, Socket socket, const asio::ip::tcp::endpoint& peer);
+               std::shared_ptr<const SessionOptions> options, Descriptor socket, const asio::ip::tcp::endpoint& peer);
   ~SessionState();
 
   // --- any thread
@@ -103,7 +123,11 @@ class SessionState final : public ShardMember {
   SendResult send(BytesView payload, const SendOptions& options) noexcept;
   SendResult respond(const Message& request, BytesView payload, BytesView extension) noexcept;
   SendResult respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept;
-  /// A request of the peer will not be answered by the message that stood for it.
+  /// A retained message took over to answer a request of the peer, which keeps a draining session waiting ...
+  void owe_answer() noexcept { answers_owed_.fetch_add(1); }
+  /// ... answers it (once) ...
+  SendResult respond_retained(const wire::Header& request, BytesView payload, BytesView extension) noexcept;
+  /// ... or never will.
   void give_up_answer() noexcept;
   void close(Error reason) noexcept;
   /// Whether a message of that size may be sent at all.
@@ -165,11 +189,14 @@ class SessionState final : public ShardMember {
 
   /// \returns false if there was nothing to read.
   bool read_once();
-  void on_readable();
-  void deliver(const wire::Header& header, std::span<const std::byte> extension, std::span<const std::byte> payload);
+  void on_ready(bool readable, bool writable, bool broken) override;
+  void deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
+               std::span<const std::byte> payload);
   void write_out();
-  template <class Buffers>
-  std::size_t write_some(const Buffers& buffers);
+  /// With errno as the reason.
+  void abort_by_system(const char* what);
+  /// \returns how many bytes the socket took, 0 if none now or if it failed: then the session is aborted.
+  std::size_t write_some(std::span<iovec> pieces);
   void release(const protocol::OutboundQueue::Written& written) noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
   void stop_accepting() noexcept;
@@ -180,11 +207,12 @@ class SessionState final : public ShardMember {
 
   mutable std::atomic<std::uint32_t> references_{0};
   std::atomic<std::uint32_t> waiting_count_{0};  // of waiting_, for send(): those who wait go first
-  std::atomic<std::uint32_t> answers_owed_{0};   // requests handed out and neither answered nor given up
+  std::atomic<std::uint32_t> answers_owed_{0};   // requests retained, and neither answered nor given up
   std::atomic<bool> open_{true};
   std::atomic<bool> draining_{false};
-  bool write_waiting_ = false;
-  bool read_waiting_ = false;
+  bool write_waiting_ = false;  // until the poller says that the socket takes bytes again
+  bool watching_read_ = false;  // what the poller was told
+  bool watching_write_ = false;
   bool input_drained_ = false;  // the last read took all there was
   bool accepting_stopped_ = false;
   bool finished_ = false;
@@ -196,7 +224,7 @@ class SessionState final : public ShardMember {
   std::shared_ptr<SessionHost> host_;
   std::shared_ptr<const SessionOptions> options_;
   asio::ip::tcp::endpoint peer_;
-  std::optional<Socket> socket_;  // until finish(): handles may outlive the user's io_context, a socket may not
+  Descriptor socket_;
   protocol::OutboundBudget budget_;
   protocol::OutboundBudget priority_budget_;
   protocol::SessionProtocol protocol_;

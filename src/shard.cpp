@@ -103,6 +103,7 @@ void Shard::finish(std::function<void()> done) {
     }
     self->timer_.reset();
     self->alarm_.reset();
+    self->poller_->stop();
     // Behind the completions that closing the inbox may have caused.
     asio::post(self->executor_, [self, done = std::move(done)] {
       self->work_ = {};
@@ -144,6 +145,7 @@ void Shard::run_at(TimePoint when, std::function<void()> f) {
 }
 
 void Shard::add(SessionState& session) {
+  if (sessions_.empty()) poller_->resume(executor_);
   intrusive_ptr_add_ref(&session);
   sessions_.push_back(session);
 }
@@ -152,6 +154,7 @@ void Shard::remove(SessionState& session) noexcept {
   if (!session.is_linked()) return;
   sessions_.erase(sessions_.iterator_to(session));
   intrusive_ptr_release(&session);
+  if (sessions_.empty()) poller_->pause();
   if (sessions_.empty() && on_empty) std::exchange(on_empty, nullptr)();
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "poller.hpp"
+
 #include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/io_context.hpp>
@@ -145,6 +147,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   [[nodiscard]] Counters& counters() noexcept { return counters_; }
   [[nodiscard]] protocol::SharedResources& resources() noexcept { return resources_; }
   [[nodiscard]] protocol::RequestRegistry<PendingRequest>& requests() noexcept { return requests_; }
+  [[nodiscard]] Poller& poller() noexcept { return *poller_; }
   [[nodiscard]] protocol::TimerWheel& timers() noexcept { return timers_; }
   /// One read's worth of memory, shared by all that the thread serves: whoever reads is done with it before another
   /// reads.
@@ -157,6 +160,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// Calls `f` at that time, once, unless the shard ends before.
   void run_at(TimePoint when, std::function<void()> f);
 
+  /// \throws boost::system::system_error when the system refuses to wait for it.
   void add(SessionState& session);
   void remove(SessionState& session) noexcept;
   [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
@@ -196,6 +200,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   protocol::SharedResources resources_;
   protocol::RequestRegistry<PendingRequest> requests_;
   protocol::TimerWheel timers_;
+  const std::shared_ptr<Poller> poller_ = std::make_shared<Poller>();
   std::optional<asio::steady_timer> timer_;  // until finish(), as sessions' sockets
   std::optional<asio::steady_timer> alarm_;  // of run_at
   TimePoint armed_for_ = TimePoint::max();

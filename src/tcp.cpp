@@ -61,25 +61,10 @@ std::vector<tcp::endpoint> look_up(const Endpoint& endpoint, bool for_listening,
   return found;
 }
 
-std::optional<Socket> adopt(const asio::any_io_executor& executor, int descriptor, bool ipv6,
-                            const SessionOptions& options, Error& error) {
-  if (options.no_delay) {
-    const int on = 1;
-    ::setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  }
-  std::optional<Socket> socket(std::in_place, executor);
-  error_code code;
-  socket->assign(ipv6 ? tcp::v6() : tcp::v4(), descriptor, code);
-  if (code) {
-    ::close(descriptor);
-  } else {
-    socket->non_blocking(true, code);
-  }
-  if (code) {
-    error = Error(code, "cannot serve the connection: " + code.message());
-    return std::nullopt;
-  }
-  return socket;
+void prepare(int descriptor, const SessionOptions& options) noexcept {
+  if (!options.no_delay) return;
+  const int on = 1;
+  ::setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
 std::vector<int> listen_tcp(const tcp::endpoint& address, std::size_t count, int backlog, tcp::endpoint& bound,
@@ -162,10 +147,10 @@ void TcpAcceptor::accept_all() {
   for (int i = 0; i < fair_share && acceptor_; ++i) {
     tcp::endpoint peer;
     auto size = static_cast<socklen_t>(peer.capacity());
-    const int descriptor = ::accept4(descriptor_, peer.data(), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (descriptor >= 0) {
+    Descriptor socket(::accept4(descriptor_, peer.data(), &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (socket) {
       peer.resize(size);
-      on_connection_(descriptor, peer);
+      on_connection_(std::move(socket), peer);
       continue;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK) break;

@@ -18,15 +18,14 @@ namespace msgtrans::detail {
 /// The addresses of an endpoint; a name is looked up, which blocks. Empty: `error` says why.
 [[nodiscard]] std::vector<asio::ip::tcp::endpoint> look_up(const Endpoint& endpoint, bool for_listening, Error& error);
 
-/// Takes over a connected descriptor: non-blocking, with the session's socket options.
-[[nodiscard]] std::optional<Socket> adopt(const asio::any_io_executor& executor, int descriptor, bool ipv6,
-                                          const SessionOptions& options, Error& error);
+/// Sets the session's options on a connected, non-blocking socket.
+void prepare(int descriptor, const SessionOptions& options) noexcept;
 
 /// One shard's listening socket.
 class TcpAcceptor : public std::enable_shared_from_this<TcpAcceptor> {
  public:
-  /// Called on the shard for each connection; the descriptor is the callee's.
-  using OnConnection = std::function<void(int descriptor, const asio::ip::tcp::endpoint& peer)>;
+  /// Called on the shard for each connection.
+  using OnConnection = std::function<void(Descriptor socket, const asio::ip::tcp::endpoint& peer)>;
   using OnFailure = std::function<void(Error)>;
 
   /// `descriptor` is bound and listens.

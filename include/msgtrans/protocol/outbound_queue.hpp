@@ -88,11 +88,29 @@ class OutboundQueue {
   /// Of the answers in both lanes, likewise.
   [[nodiscard]] OutboundDepth answers() const noexcept { return answers_; }
 
+  /// About how many bytes will be added before they are written: they then lie in one block.
+  void expect(std::size_t bytes) noexcept { expected_ = bytes; }
+
   /// Adds a packet; the lengths of `header` are set from the spans. O(size). \throws std::bad_alloc, and then nothing
   /// has changed.
   void append(wire::Header header, std::span<const std::byte> extension, std::span<const std::byte> payload,
               OutboundKind kind) {
-    append_rest(header, extension, payload, kind, 0);
+    Lane& lane = lane_of(header);
+    const std::size_t size = wire::header_size + extension.size() + payload.size();
+    if (lane.blocks.empty() || lane.blocks.back().room() < size || payload.size() >= large_payload) {
+      return append_rest(header, extension, payload, kind, 0);
+    }
+    lane.packets.push({static_cast<std::uint32_t>(size), kind});
+    Block& block = lane.blocks.back();
+    std::byte* at = block.own.data() + block.end;
+    header.ext_len = static_cast<std::uint16_t>(extension.size());
+    header.payload_len = static_cast<std::uint32_t>(payload.size());
+    wire::encode_header(header, std::span<std::byte, wire::header_size>(at, wire::header_size));
+    at += wire::header_size;
+    if (!extension.empty()) std::memcpy(at, extension.data(), extension.size());
+    if (!payload.empty()) std::memcpy(at + extension.size(), payload.data(), payload.size());
+    block.end += size;
+    note_added(lane, size, kind);
   }
 
   /// The same for a packet whose first `written` bytes (fewer than all) went out already: only into an empty queue.
@@ -303,7 +321,7 @@ class OutboundQueue {
     while (!bytes.empty()) {
       if (lane.blocks.empty() || lane.blocks.back().room() == 0) {
         // Blocks grow with what is queued: a short burst costs little, a long one few pieces.
-        const std::size_t wanted = std::clamp(std::max(bytes.size(), lane.bytes), smallest_block, largest_block);
+        const std::size_t wanted = std::clamp(std::max({bytes.size(), lane.bytes, expected_}), smallest_block, largest_block);
         lane.blocks.push(Block{pool_->take(wanted), {}, 0, 0});
       }
       Block& block = lane.blocks.back();
@@ -367,6 +385,7 @@ class OutboundQueue {
 
   std::array<Lane, 2> lanes_;  // normal, priority
   OutboundDepth answers_;
+  std::size_t expected_ = 0;
   std::size_t front_written_ = 0;  // of the packet that has begun: the front of lanes_[current_]
   std::uint8_t current_ = 0;
   wire::BufferPool* pool_;

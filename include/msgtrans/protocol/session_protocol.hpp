@@ -24,6 +24,7 @@ namespace msgtrans::protocol {
 struct SharedResources {
   wire::BufferPool buffers;
   OutboundQueuePool queues{buffers};
+  std::size_t reading = 0;              ///< bytes of the read that is being delivered
   std::vector<std::byte> decompressed;  ///< the payload being delivered, if it came compressed
 };
 
@@ -87,7 +88,9 @@ class SessionProtocol {
     last_read_ = now;
     if (!accepts()) return;
     decoder_.feed(bytes);
+    shared_->reading = bytes.size();
     pump(now, deliver);
+    shared_->reading = 0;
   }
 
   /// True if packets wait that `resume` would deliver now.
@@ -118,7 +121,10 @@ class SessionProtocol {
   [[nodiscard]] bool outbound_empty() const noexcept { return !queue_ || queue_->empty(); }
   /// For reading: gather, depth, drop_oldest.
   [[nodiscard]] OutboundQueue& outbound() {
-    if (!queue_) queue_ = shared_->queues.take();
+    if (!queue_) {
+      queue_ = shared_->queues.take();
+      queue_->expect(shared_->reading);  // answers are about as long as what they answer
+    }
     return *queue_;
   }
   /// The id for the next packet that is no answer.
