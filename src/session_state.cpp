@@ -144,7 +144,7 @@ SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
 }
 
 void SessionState::unreserve(std::size_t size, bool priority) noexcept {
-  (priority ? priority_budget_ : budget_).release(size, 1);
+  (priority ? priority_budget_ : budget_).release({size, 1});
 }
 
 SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
@@ -154,10 +154,8 @@ SendResult SessionState::send(BytesView payload, const SendOptions& options) noe
   const std::size_t size = wire::header_size + options.extension.size() + payload.size();
   const bool here = Shard::current() == shard_.get();
   const bool answer = here && delivering_;
-  if (answer) {
-    (options.high_priority ? priority_budget_ : budget_).reserve(size);
-  } else if (const auto full = reserve(size, options.high_priority); full != SendResult::queued) {
-    return full;
+  if (!answer) {
+    if (const auto full = reserve(size, options.high_priority); full != SendResult::queued) return full;
   }
   const auto header = header_for(wire::PacketType::one_way, options);
   const auto kind = answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
@@ -168,10 +166,10 @@ SendResult SessionState::send(BytesView payload, const SendOptions& options) noe
   try {
     auto command = OutgoingCommand::make(this, answer ? OutgoingCommand::Kind::answer : OutgoingCommand::Kind::one_way,
                                          header, options.extension, payload);
-    command->reserved = true;
+    command->reserved = !answer;
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
-    unreserve(size, options.high_priority);
+    if (!answer) unreserve(size, options.high_priority);
     return SendResult::would_block;
   }
 }
@@ -198,18 +196,14 @@ SendResult SessionState::respond(const wire::Header& request, BytesView payload,
   header.biz_type = request.biz_type;
   header.message_id = request.message_id;
   header.flags = static_cast<std::uint16_t>(request.flags & wire::flags::high_priority);
-  const std::size_t size = wire::header_size + extension.size() + payload.size();
-  (high_priority(header) ? priority_budget_ : budget_).reserve(size);
   if (Shard::current() == shard_.get() && shard_->caught_up()) {
     enqueue(header, extension, payload, protocol::OutboundKind::answer);
     return SendResult::queued;
   }
   try {
     auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload);
-    command->reserved = true;
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
-    unreserve(size, high_priority(header));
     return SendResult::would_block;
   }
 }
@@ -319,7 +313,7 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
                            std::span<const std::byte> payload, protocol::OutboundKind kind) noexcept {
   const std::size_t size = wire::header_size + extension.size() + payload.size();
   if (!protocol_.accepts()) {
-    unreserve(size, high_priority(header));
+    if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
     shard_->counters().dropped_at_close.add(1);
     return;
   }
@@ -334,11 +328,11 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
       protocol_.outbound().append(header, extension, payload, kind);
     }
   } catch (const std::exception&) {
-    unreserve(size, high_priority(header));
+    if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
     shard_->counters().dropped_at_close.add(1);
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), "out of memory for a packet"));
   }
-  shard_->touch(*this);
+  if (!touched) shard_->touch(*this);
 }
 
 /// A large payload goes to the socket from where it is, if all before it is written; only a rest is copied.
@@ -357,7 +351,7 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   if (written == size) {
     protocol_.note_written(written, 1, shard_->now());
     shard_->counters().packets_out.add(1);
-    unreserve(size, high_priority(header));
+    if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
     return true;
   }
   if (written != 0) protocol_.note_written(written, 0, shard_->now());
@@ -372,7 +366,7 @@ void SessionState::make_room(std::size_t size) noexcept {
          (depth.bytes + size > options_->outbound_bytes || depth.packets + 1 > options_->outbound_packets)) {
     const std::size_t dropped = protocol_.outbound().drop_oldest();
     if (dropped == 0) return;
-    budget_.release(dropped, 1);
+    budget_.release({dropped, 1});
     shard_->counters().dropped_oldest.add(1);
     depth = protocol_.outbound().depth();
   }
@@ -495,12 +489,16 @@ void SessionState::admit_waiting() noexcept {
 }
 
 std::size_t SessionState::write_some(std::span<iovec> pieces) {
-  msghdr message{};
-  message.msg_iov = pieces.data();
-  message.msg_iovlen = pieces.size();
   ssize_t count = 0;
   do {
-    count = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+    if (pieces.size() == 1) {  // noticeably cheaper
+      count = ::send(socket_.get(), pieces.front().iov_base, pieces.front().iov_len, MSG_NOSIGNAL);
+    } else {
+      msghdr message{};
+      message.msg_iov = pieces.data();
+      message.msg_iovlen = pieces.size();
+      count = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+    }
   } while (count < 0 && errno == EINTR);
   if (count >= 0) {
     shard_->counters().bytes_out.add(static_cast<std::uint64_t>(count));
@@ -526,7 +524,11 @@ void SessionState::write_out() {
       offered += pieces[i].size();
     }
     const std::size_t written = write_some(std::span(vectors).first(count));
-    if (written != 0) release(protocol_.written(written, shard_->now()));
+    if (written != 0) {
+      const auto left = protocol_.written(written, shard_->now());
+      shard_->counters().packets_out.add(left.packets);
+      release(left);
+    }
     if (written < offered && !protocol_.ended()) {
       // The socket's buffer is full: asking again at once would only cost a call.
       protocol_.write_blocked(shard_->now());
@@ -535,10 +537,19 @@ void SessionState::write_out() {
   }
 }
 
-void SessionState::release(const protocol::OutboundQueue::Written& written) noexcept {
-  if (written.normal_packets != 0) budget_.release(written.bytes, written.normal_packets);
-  if (written.priority_packets != 0) priority_budget_.release(written.priority_bytes, written.priority_packets);
-  shard_->counters().packets_out.add(written.packets);
+void SessionState::release(const protocol::OutboundQueue::Written& left) noexcept {
+  if (left.normal.packets != 0) budget_.release(left.normal);
+  if (left.priority.packets != 0) priority_budget_.release(left.priority);
+}
+
+/// Counts the answers that are queued in the budget, for those who send from elsewhere. Most answers are written before
+/// anybody could have seen them, so this is done once a turn and not for each.
+void SessionState::publish_answers() noexcept {
+  const auto now = protocol_.outbound_empty() ? protocol::OutboundDepth{} : protocol_.outbound().answers();
+  if (now == published_answers_) return;
+  budget_.release(published_answers_);
+  budget_.reserve(now);
+  published_answers_ = now;
 }
 
 // --- on the shard: in
@@ -705,6 +716,7 @@ void SessionState::settle() noexcept {
 #endif
     }
     if (protocol_.ended()) return finish();
+    publish_answers();
     arm();
   } catch (const std::exception& failure) {
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
@@ -786,10 +798,10 @@ void SessionState::finish() noexcept {
   stop_accepting();
   if (!protocol_.outbound_empty()) {
     const auto left = protocol_.outbound().clear();
-    budget_.release(left.bytes, left.normal_packets);
-    priority_budget_.release(left.priority_bytes, left.priority_packets);
+    release(left);
     shard_->counters().dropped_at_close.add(left.packets);
   }
+  publish_answers();
   protocol_.release();
   shard_->timers().disarm(timer_);
   shard_->poller().remove(socket_.get(), *this);

@@ -197,7 +197,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void abort_by_system(const char* what);
   /// \returns how many bytes the socket took, 0 if none now or if it failed: then the session is aborted.
   std::size_t write_some(std::span<iovec> pieces);
-  void release(const protocol::OutboundQueue::Written& written) noexcept;
+  void release(const protocol::OutboundQueue::Written& left) noexcept;
+  void publish_answers() noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
   void stop_accepting() noexcept;
   void fail_requests() noexcept;
@@ -225,7 +226,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   std::shared_ptr<const SessionOptions> options_;
   asio::ip::tcp::endpoint peer_;
   Descriptor socket_;
-  protocol::OutboundBudget budget_;
+  protocol::OutboundBudget budget_;  // of the normal lane, and of published_answers_
+  protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
   protocol::SessionProtocol protocol_;
   std::unique_ptr<std::deque<OutgoingCommandPtr>> waiting_;  // for room, in order

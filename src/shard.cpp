@@ -27,8 +27,8 @@ std::string describe(const std::exception_ptr& exception) noexcept {
   }
 }
 
-thread_local Shard* Shard::current_ = nullptr;
-thread_local bool Shard::own_thread_ = false;
+constinit thread_local Shard* Shard::current_ = nullptr;
+constinit thread_local bool Shard::own_thread_ = false;
 
 Shard::Shard()
     : own_context_(std::make_unique<Context>()),

@@ -177,8 +177,9 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void arm() noexcept;
   void tick();
 
-  static thread_local Shard* current_;
-  static thread_local bool own_thread_;
+  // constinit: without it every access from another file goes through a function that may have to initialise it
+  static constinit thread_local Shard* current_;
+  static constinit thread_local bool own_thread_;
 
   /// A context whose pending operations can be destroyed before itself: users' coroutines that wait in it may hold
   /// sessions, which hold the shard, which holds the context.

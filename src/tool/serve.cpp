@@ -93,6 +93,13 @@ int Serve::run() {
 
 void add_serve(CLI::App& app, Action& action) {
   auto serve = std::make_shared<Serve>();
+  // CLI11 would take "-1" for a very large number.
+  const CLI::Validator whole_number(
+      [](const std::string& text) {
+        const bool whole = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+        return whole ? std::string() : "\"" + text + "\" is no whole number";
+      },
+      "");
   CLI::App* const command = app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain");
   command
       ->add_option("--tcp", serve->tcp,
@@ -102,22 +109,32 @@ void add_serve(CLI::App& app, Action& action) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_flag("--echo", serve->echo,
                     "Answer requests and return one-way messages with the same payload (default)");
-  command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")->capture_default_str();
+  command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")
+      ->check(whole_number)
+      ->capture_default_str();
   command->add_option("--max-message", serve->max_message, "Largest payload, also decompressed")
+      ->check(whole_number)
       ->type_name("BYTES")
       ->capture_default_str();
   command->add_option("--outbound-limit", serve->options.session.outbound_bytes, "Outbound queue of a session")
+      ->check(whole_number)
       ->type_name("BYTES")
       ->capture_default_str();
   command->add_option("--slow-consumer", serve->options.session.slow_consumer, "When that queue is full")
       ->transform(CLI::CheckedTransformer(std::map<std::string, SlowConsumer>{
-          {"wait", SlowConsumer::wait}, {"drop-oldest", SlowConsumer::drop_oldest}, {"close", SlowConsumer::close}}));
-  command->add_option("--max-sessions", serve->options.max_sessions, "Sessions at once")->capture_default_str();
+          {"wait", SlowConsumer::wait}, {"drop-oldest", SlowConsumer::drop_oldest}, {"close", SlowConsumer::close}}))
+      ->option_text("wait|drop-oldest|close (default wait)");
+  command->add_option("--max-sessions", serve->options.max_sessions, "Sessions at once")
+      ->check(whole_number)
+      ->capture_default_str();
   command
       ->add_option("--max-sessions-per-address", serve->options.max_sessions_per_address, "Of one address; 0: no limit")
+      ->check(whole_number)
       ->capture_default_str();
   const auto add_seconds = [&](const char* name, double& value, const char* help) {
-    command->add_option(name, value, help)->type_name("S")->check(CLI::Range(0.0, 31536000.0))->capture_default_str();
+    command->add_option(name, value, help)
+        ->check(CLI::Range(0.0, 31536000.0))
+        ->option_text("S (default " + std::to_string(static_cast<int>(value)) + ")");
   };
   add_seconds("--idle-timeout", serve->idle, "End sessions without a packet for this long; 0: off");
   add_seconds("--first-packet-timeout", serve->first_packet, "From connecting to the first whole packet; 0: off");

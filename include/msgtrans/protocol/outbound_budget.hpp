@@ -33,12 +33,14 @@ class OutboundBudget {
     return true;
   }
 
-  /// Takes room for one packet whatever the limit.
-  void reserve(std::size_t bytes) noexcept { state_.fetch_add(pack(bytes, 1), std::memory_order_relaxed); }
+  /// Takes room whatever the limit.
+  void reserve(OutboundDepth depth) noexcept {
+    state_.fetch_add(pack(depth.bytes, depth.packets), std::memory_order_relaxed);
+  }
 
   /// Gives back what was written or dropped.
-  void release(std::size_t bytes, std::size_t packets) noexcept {
-    state_.fetch_sub(pack(bytes, packets), std::memory_order_relaxed);
+  void release(OutboundDepth depth) noexcept {
+    state_.fetch_sub(pack(depth.bytes, depth.packets), std::memory_order_relaxed);
   }
 
   [[nodiscard]] OutboundDepth depth() const noexcept { return unpack(state_.load(std::memory_order_relaxed)); }

@@ -68,12 +68,11 @@ class OutboundQueue {
   /// From this payload size on a payload is a block of its own.
   static constexpr std::size_t large_payload = 16 * 1024;
 
+  /// What left the queue: in all, and apart from that the pushes, by lane, whose room is now free.
   struct Written {
-    std::size_t packets = 0;           ///< packets whose last byte was written
-    std::size_t bytes = 0;             ///< their bytes, in the normal lane
-    std::size_t normal_packets = 0;    ///< of `packets`, in the normal lane
-    std::size_t priority_packets = 0;  ///< of `packets`, in the priority lane
-    std::size_t priority_bytes = 0;    ///< their bytes, in the priority lane
+    std::size_t packets = 0;
+    OutboundDepth normal;
+    OutboundDepth priority;
   };
 
   explicit OutboundQueue(wire::BufferPool& pool) noexcept : pool_(&pool) {}
@@ -202,9 +201,7 @@ class OutboundQueue {
       front_written_ = 0;
       lane.packets.pop();
       note_removed(lane, packet);
-      ++done.packets;
-      (current_ == 0 ? done.normal_packets : done.priority_packets) += 1;
-      (current_ == 0 ? done.bytes : done.priority_bytes) += packet.size;
+      note_left(done, current_, packet);
     }
     return done;
   }
@@ -228,15 +225,12 @@ class OutboundQueue {
     return 0;
   }
 
-  /// Forgets everything. \returns what was not written, a packet in part written included, by lane.
+  /// Forgets everything. \returns what was not written, a packet in part written included.
   Written clear() noexcept {
     Written left;
-    left.normal_packets = lanes_[0].packets.size();
-    left.priority_packets = lanes_[1].packets.size();
-    left.packets = left.normal_packets + left.priority_packets;
-    left.bytes = lanes_[0].bytes;
-    left.priority_bytes = lanes_[1].bytes;
-    for (Lane& lane : lanes_) {
+    for (std::size_t index = 0; index < lanes_.size(); ++index) {
+      Lane& lane = lanes_[index];
+      for (std::size_t i = 0; i < lane.packets.size(); ++i) note_left(left, index, lane.packets[i]);
       for (std::size_t i = 0; i < lane.blocks.size(); ++i) pool_->give(std::move(lane.blocks[i].own));
       lane.blocks.clear();
       lane.packets.clear();
@@ -308,6 +302,13 @@ class OutboundQueue {
       answers_.bytes += size;
       ++answers_.packets;
     }
+  }
+  static void note_left(Written& sum, std::size_t lane, const Packet& packet) noexcept {
+    ++sum.packets;
+    if (packet.kind == OutboundKind::answer) return;
+    OutboundDepth& depth = lane == 0 ? sum.normal : sum.priority;
+    depth.bytes += packet.size;
+    ++depth.packets;
   }
   void note_removed(Lane& lane, const Packet& packet) noexcept {
     lane.bytes -= packet.size;
