@@ -322,7 +322,8 @@ class OutboundQueue {
     while (!bytes.empty()) {
       if (lane.blocks.empty() || lane.blocks.back().room() == 0) {
         // Blocks grow with what is queued: a short burst costs little, a long one few pieces.
-        const std::size_t wanted = std::clamp(std::max({bytes.size(), lane.bytes, expected_}), smallest_block, largest_block);
+        const std::size_t wanted =
+            std::clamp(std::max({bytes.size(), lane.bytes, expected_}), smallest_block, largest_block);
         lane.blocks.push(Block{pool_->take(wanted), {}, 0, 0});
       }
       Block& block = lane.blocks.back();
