@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <charconv>
 #include <msgtrans/transport/endpoint.hpp>
 #include <ostream>
@@ -9,6 +10,10 @@ namespace {
 
 /// `host:port` or `[v6]:port`.
 bool split(std::string_view text, Endpoint& endpoint, std::string& problem) {
+  if (text.find("://") != std::string_view::npos) {
+    problem = "a scheme does not belong here; write it as host:port";
+    return false;
+  }
   const auto colon = text.rfind(':');
   if (colon == std::string_view::npos) {
     problem = "no port";
@@ -18,12 +23,22 @@ bool split(std::string_view text, Endpoint& endpoint, std::string& problem) {
   const std::string_view port = text.substr(colon + 1);
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
+    if (!host.empty() && host.find(':') == std::string_view::npos) {
+      problem = "brackets are for IPv6 addresses";
+      return false;
+    }
   } else if (host.find(':') != std::string_view::npos) {
     problem = "an IPv6 address needs brackets, as in [::1]:8001";
     return false;
   }
   if (host.empty()) {
     problem = "no host";
+    return false;
+  }
+  const bool printable =
+      std::ranges::all_of(host, [](char c) { return static_cast<unsigned char>(c) > ' ' && c != 127; });
+  if (!printable || host.find_first_of("[]/?#@") != std::string_view::npos) {
+    problem = "\"" + std::string(host) + "\" is no host";
     return false;
   }
   unsigned number = 0;

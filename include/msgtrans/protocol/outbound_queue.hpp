@@ -11,6 +11,7 @@
 #include <msgtrans/wire/buffer_pool.hpp>
 #include <msgtrans/wire/header.hpp>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,10 +37,21 @@ class Fifo {
     items_.push_back(std::move(item));
   }
   void pop() noexcept {
+    // Its place may not be used again for long: what the item held must not stay alive in it.
+    if constexpr (!std::is_trivially_destructible_v<T>) items_[head_] = T{};
     ++head_;
     if (empty()) clear();
   }
-  void erase(std::size_t index) { items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(head_ + index)); }
+  /// O(items to the nearer end).
+  void erase(std::size_t index) noexcept {
+    const auto at = items_.begin() + static_cast<std::ptrdiff_t>(head_ + index);
+    if (index < size() / 2 || size() == 1) {
+      std::move_backward(items_.begin() + static_cast<std::ptrdiff_t>(head_), at, at + 1);
+      pop();
+    } else {
+      items_.erase(at);
+    }
+  }
   void clear() noexcept {
     items_.clear();
     head_ = 0;
@@ -186,7 +198,8 @@ class OutboundQueue {
     return count;
   }
 
-  /// The first `count` bytes of what `gather` showed are written. Amortised O(packets that ended).
+  /// The first `count` bytes of what `gather` showed are written; nothing may have been added or dropped since.
+  /// Amortised O(packets that ended).
   Written consume(std::size_t count) noexcept {
     Written done;
     while (count != 0) {
@@ -207,8 +220,8 @@ class OutboundQueue {
   }
 
   /// Drops the oldest packet of the normal lane that is no answer and has not begun to be written.
-  /// \returns its size, 0 if there is none. O(bytes of the block it lies in).
-  std::size_t drop_oldest() {
+  /// \returns its size, 0 if there is none. O(packets before it + bytes of the block it lies in).
+  std::size_t drop_oldest() noexcept {
     Lane& lane = lanes_[0];
     std::size_t offset = 0;  // of the packet, in the bytes still queued
     for (std::size_t i = 0; i < lane.packets.size(); ++i) {

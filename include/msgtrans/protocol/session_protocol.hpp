@@ -24,7 +24,8 @@ namespace msgtrans::protocol {
 struct SharedResources {
   wire::BufferPool buffers;
   OutboundQueuePool queues{buffers};
-  std::size_t reading = 0;              ///< bytes of the read that is being delivered
+  const void* reader = nullptr;         ///< the session whose read is being delivered
+  std::size_t reading = 0;              ///< bytes of that read
   std::vector<std::byte> decompressed;  ///< the payload being delivered, if it came compressed
 };
 
@@ -80,17 +81,24 @@ class SessionProtocol {
   }
 
   /// Bytes arrived. Calls `deliver(const wire::Header&, extension, payload)` for each whole packet, with the payload
-  /// decompressed; views are valid during the call. `deliver` may call anything of this object but `receive` and
-  /// `resume`, and may throw: then nothing is lost, and the rest stays undecoded until `resume`.
+  /// decompressed; views are valid during the call. `deliver` may call anything of this object but `receive`, `resume`
+  /// and `release`, and may throw: then nothing is lost, and the rest stays undecoded until `resume`. If there is no
+  /// memory to keep the rest, std::bad_alloc is thrown and nothing is handed out any more: only `abort` is left.
   template <class Deliver>
   void receive(std::span<const std::byte> bytes, TimePoint now, Deliver&& deliver) {
     bytes_in_.add(bytes.size());
     last_read_ = now;
     if (!accepts()) return;
+    struct Reading {
+      Reading(SharedResources& resources, const void* reader, std::size_t size) noexcept : shared(resources) {
+        shared.reader = reader;
+        shared.reading = size;
+      }
+      ~Reading() { shared.reader = nullptr; }
+      SharedResources& shared;
+    } reading{*shared_, this, bytes.size()};
     decoder_.feed(bytes);
-    shared_->reading = bytes.size();
     pump(now, deliver);
-    shared_->reading = 0;
   }
 
   /// True if packets wait that `resume` would deliver now.
@@ -123,7 +131,8 @@ class SessionProtocol {
   [[nodiscard]] OutboundQueue& outbound() {
     if (!queue_) {
       queue_ = shared_->queues.take();
-      queue_->expect(shared_->reading);  // answers are about as long as what they answer
+      // Answers are about as long as what they answer; what a handler sends to other sessions is not.
+      queue_->expect(shared_->reader == this ? shared_->reading : 0);
     }
     return *queue_;
   }
@@ -170,8 +179,8 @@ class SessionProtocol {
 
   /// Ends at once.
   void abort(Error reason) {
-    set_reason(std::move(reason));
     phase_ = Phase::ended;
+    set_reason(std::move(reason));
   }
 
   /// True if the owner is to shut its sending side and then call `shut_down`.
@@ -198,6 +207,7 @@ class SessionProtocol {
 
   /// When `expire` has something to do at the earliest, unless something happens before; TimePoint::max() if never.
   [[nodiscard]] TimePoint deadline() const noexcept {
+    if (ended()) return TimePoint::max();
     TimePoint earliest = end_by_;
     const auto at = [&earliest](TimePoint from, std::chrono::milliseconds after) {
       if (after.count() != 0) earliest = std::min(earliest, TimePoint(from + after));
@@ -250,20 +260,21 @@ class SessionProtocol {
 
   template <class Deliver>
   void pump(TimePoint now, Deliver& deliver) {
-    // Whatever ends this loop early, also an exception, the lent bytes that are left are kept for `resume`.
-    struct Park {
-      SessionProtocol& self;
-      bool drained = false;
-      ~Park() {
-        if (!drained && self.accepts()) self.decoder_.park();
-        self.parked_ = !drained && self.accepts() && self.decoder_.has_partial();
-      }
-    } park{*this};
+    try {
+      deliver_all(now, deliver);
+    } catch (...) {
+      park();
+      throw;
+    }
+  }
+
+  template <class Deliver>
+  void deliver_all(TimePoint now, Deliver& deliver) {
     wire::PacketView packet;
     while (deliverable()) {
       switch (decoder_.next(packet)) {
-        case wire::Decoder::Status::need_more: park.drained = true; return;
-        case wire::Decoder::Status::error: return close(decoder_.error(), now);
+        case wire::Decoder::Status::need_more: parked_ = false; return;
+        case wire::Decoder::Status::error: close(decoder_.error(), now); return park();
         case wire::Decoder::Status::packet: break;
       }
       packets_in_.add(1);
@@ -273,12 +284,29 @@ class SessionProtocol {
       } else {
         auto& out = shared_->decompressed;
         if (auto error = wire::decompress(packet.header.compression, packet.payload, options_->max_decompressed, out)) {
-          return close(std::move(*error), now);
+          close(std::move(*error), now);
+          break;
         }
         deliver(packet.header, packet.extension, std::span<const std::byte>(out));
         if (out.capacity() > keep_decompressed) std::vector<std::byte>().swap(out);
       }
     }
+    park();
+  }
+
+  /// The lent bytes that are left are kept for `resume`.
+  void park() {
+    parked_ = false;
+    if (!accepts()) return decoder_.clear();
+    try {
+      decoder_.park();
+    } catch (...) {
+      // They are gone with the loan, and what came after them would be garbage.
+      decoder_.clear();
+      muted_ = true;
+      throw;
+    }
+    parked_ = decoder_.has_partial();
   }
 
   void set_reason(Error reason) {
