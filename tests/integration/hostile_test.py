@@ -362,7 +362,7 @@ class Silence(ServerCase):
 
     def test_half_a_packet_and_then_close_disturbs_nobody(self) -> None:
         server = self.serve()
-        descriptors = server.descriptors()
+        sockets = server.sockets()
         whole = encode(Packet(REQUEST, 1, b"0123456789", extension=b"ext"))
         for cut in (1, 15, 16, 18, 20, len(whole) - 1):
             with self.subTest(cut=cut, end="orderly"):
@@ -379,7 +379,7 @@ class Silence(ServerCase):
             self.check_others()
         for client in self.clients:
             client.close()
-        eventually(lambda: server.descriptors() <= descriptors, "all sockets of ended sessions closed")
+        eventually(lambda: server.sockets() <= sockets, "all sockets of ended sessions closed")
         self.finish()
 
     def test_half_close_still_gets_every_answer(self) -> None:
@@ -496,26 +496,26 @@ class Flood(ServerCase):
 class Connections(ServerCase):
     def test_a_thousand_connections_opened_and_dropped(self) -> None:
         server = self.serve("--shards", "2")
-        descriptors, memory = server.descriptors(), server.resident_bytes()
+        sockets, memory = server.sockets(), server.resident_bytes()
         for _ in range(1000):
             socket.create_connection((server.address.host, server.address.port), timeout=10).close()
         self.check_others()
         self.all_accepted()
-        eventually(lambda: server.descriptors() <= descriptors, "all dropped connections closed")
+        eventually(lambda: server.sockets() <= sockets, "all dropped connections closed")
         self.assert_memory(memory, 16 * MIB)
         self.check_others()
         self.finish(sessions=1000 + len(self.clients) + 4)
 
     def test_a_thousand_connections_reset_in_the_middle_of_a_packet(self) -> None:
         server = self.serve("--shards", "2")
-        descriptors = server.descriptors()
+        sockets = server.sockets()
         half = encode(Packet(REQUEST, 1, b"0123456789"))[:20]
         for _ in range(1000):
             client = server.connect()
             client.send_raw(half)
             client.reset()
         self.all_accepted()
-        eventually(lambda: server.descriptors() <= descriptors, "all dropped connections closed")
+        eventually(lambda: server.sockets() <= sockets, "all dropped connections closed")
         self.check_others()
         # A connection that is reset before it is accepted may or may not become a session.
         sessions = len(self.clients) + 4
@@ -817,7 +817,7 @@ class CommandLine(unittest.TestCase):
 
 
 class Send(unittest.TestCase):
-    """`msgtrans send` against the tool's own server, and against servers in Python that see what it puts on the wire."""
+    """`msgtrans send` against the tool's own server, and against servers in Python that see what it sends."""
 
     def echo(self) -> ToolServer:
         server = ToolServer(TOOL)

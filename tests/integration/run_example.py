@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs an example as its user would, and exits 0 if it did what it promises.
 
-run_example.py echo-server EXAMPLE TOOL   starts EXAMPLE on a free port, talks to it through `TOOL send`, ends it by SIGTERM
+run_example.py echo-server EXAMPLE TOOL   EXAMPLE listens, answers `TOOL send`, and ends well at SIGTERM
 run_example.py prints EXAMPLE LINE...     EXAMPLE ends by itself with status 0 and prints these lines, in any order
 """
 

@@ -145,8 +145,15 @@ class ToolServer:
                     return int(line.split()[1]) * 1024
         raise ToolFailed(f"process {self.process.pid} has no resident memory; status {self.process.poll()}")
 
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+    def sockets(self) -> int:
+        """How many sockets it holds, listening ones included."""
+        count = 0
+        for descriptor in os.scandir(f"/proc/{self.process.pid}/fd"):
+            try:
+                count += os.readlink(descriptor.path).startswith("socket:")
+            except FileNotFoundError:  # closed meanwhile
+                pass
+        return count
 
     def send_signal(self, number: int) -> None:
         if self.process.poll() is not None:
