@@ -130,6 +130,7 @@ void TcpAcceptor::start(OnConnection on_connection, OnFailure on_failure) {
 void TcpAcceptor::stop() noexcept {
   close_unstarted();
   acceptor_.reset();
+  descriptor_ = -1;  // was the acceptor's
   retry_.reset();
   on_connection_ = nullptr;
   on_failure_ = nullptr;
