@@ -27,7 +27,7 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
 
   void start() {
     if (client_->options_.connect_timeout.count() != 0) {
-      deadline_.expires_after(client_->options_.connect_timeout);
+      deadline_.expires_after(std::min(client_->options_.connect_timeout, longest_duration));
       deadline_.async_wait([self = shared_from_this()](const error_code& error) {
         if (error) return;
         Shard::Scope scope(*self->client_->shard_);
@@ -117,6 +117,17 @@ Client::Client(ClientOptions options)
 
 Client::~Client() = default;
 
+void Client::start() {
+  shard_->start(
+      [self = weak_from_this(), shard = shard_.get()](const std::exception_ptr& exception) {
+        shard->counters().handler_failures.add(1);
+        if (const auto client = self.lock()) {
+          client->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+        }
+      },
+      nullptr);
+}
+
 Error Client::connect(std::string_view url, asio::cancellation_slot slot, Connected& connected) {
   Error error;
   const auto target = parse_url(url, error);
@@ -129,16 +140,6 @@ Error Client::connect(std::string_view url, asio::cancellation_slot slot, Connec
                                                                : "already connected"};
     }
     state_ = State::connecting;
-    if (!std::exchange(shard_started_, true)) {
-      shard_->start(
-          [self = weak_from_this(), shard = shard_.get()](std::exception_ptr exception) {
-            shard->counters().handler_failures.add(1);
-            if (const auto client = self.lock()) {
-              client->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
-            }
-          },
-          nullptr);
-    }
   }
   const auto attempt = std::make_shared<Attempt>(shared_from_this(), *target, std::move(connected));
   if (slot.is_connected()) {
@@ -186,6 +187,11 @@ void Client::settle_attempt(Error error, Connected connected) {
 }
 
 void Client::ended(SessionState& state, const Error& reason) noexcept {
+  {
+    // First, so that the handler may connect again.
+    const std::lock_guard lock(mutex_);
+    if (state_ == State::connected) state_ = State::idle;
+  }
   if (on_disconnect && !silent_.load()) {
     Session session{SessionPtr(&state)};
     std::exception_ptr exception;
@@ -200,7 +206,7 @@ void Client::ended(SessionState& state, const Error& reason) noexcept {
     }
   }
   const std::lock_guard lock(mutex_);
-  if (state_ == State::connected) state_ = State::idle;
+  last_ended_ = state.id();
   changed_.notify_all();
 }
 
@@ -255,18 +261,13 @@ void Client::close() {
   // The user's executor may be run by this very thread.
   if (Shard::must_not_block() || options_.executor) return;
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return state_ != State::connected || session_ != session; });
+  changed_.wait(lock, [&] { return last_ended_ >= session->id(); });
 }
 
 void Client::cut() {
   {
     const std::lock_guard lock(mutex_);
     state_ = State::cut;
-    if (!shard_started_ && !options_.executor) {
-      shard_->finish([] {});
-      shard_->join();
-      return;
-    }
   }
   shard_->post([self = shared_from_this()] {
     const auto& shard = self->shard_;
@@ -300,7 +301,9 @@ void Client::silence() noexcept {
 namespace msgtrans {
 
 ClientTransport::ClientTransport(ClientOptions options)
-    : client_(std::make_shared<detail::Client>(std::move(options))) {}
+    : client_(std::make_shared<detail::Client>(std::move(options))) {
+  client_->start();
+}
 
 ClientTransport::~ClientTransport() {
   client_->cut();
@@ -329,16 +332,16 @@ void ClientTransport::connect(std::string_view url, Error& error) {
 
 void ClientTransport::start_connect(const std::shared_ptr<detail::Client>& client, const std::string& url,
                                     detail::ConnectHandler handler) {
-  const auto& shard = client->shard()->executor();
+  const auto shard = client->shard();
   const auto slot = detail::asio::get_associated_cancellation_slot(handler);
-  auto work = detail::tracked_executor(handler, shard);
+  auto work = detail::tracked_executor(handler, shard->executor());
   detail::Client::Connected connected = [shard, work = std::move(work),
                                          handler = std::move(handler)](const Error& error) mutable {
-    detail::complete_later(shard, std::move(work), std::move(handler), error.code);
+    shard->later(std::move(work), std::move(handler), error.code);
   };
   if (Error error = client->connect(url, slot, connected)) {
-    detail::asio::post(detail::asio::system_executor(),
-                       [connected = std::move(connected), error]() mutable { std::move(connected)(error); });
+    client->shard()->post(
+        [connected = std::move(connected), error = std::move(error)]() mutable { std::move(connected)(error); });
   }
 }
 
@@ -381,6 +384,10 @@ SessionStats ClientTransport::stats() const {
 }
 detail::SessionPtr ClientTransport::current() const {
   return client_->current();
+}
+
+detail::Home ClientTransport::home() const {
+  return {client_->shard(), Errc::closed};
 }
 
 }  // namespace msgtrans

@@ -24,6 +24,8 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   /// Begins to connect; `connected` is then called on the shard. An error at once leaves `connected` as it was.
   [[nodiscard]] Error connect(std::string_view url, asio::cancellation_slot slot, Connected& connected);
   void connect_and_wait(std::string_view url, Error& error);
+  /// Once, before anything else: starts the shard's thread.
+  void start();
   void close();
   void cut();
 
@@ -68,9 +70,9 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   State state_ = State::idle;
-  bool shard_started_ = false;
   bool shard_finished_ = false;
   SessionPtr session_;                // the latest
+  SessionId last_ended_;              // of its sessions, which come one after the other
   std::shared_ptr<Attempt> attempt_;  // on the shard
 };
 

@@ -112,9 +112,11 @@ void Server::start_locked() {
   state_ = State::running;
   for (const auto& shard : shards_) {
     shard->start(
-        [self = shared_from_this(), shard = shard.get()](std::exception_ptr exception) {
+        [self = weak_from_this(), shard = shard.get()](const std::exception_ptr& exception) {
           shard->counters().handler_failures.add(1);
-          self->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+          if (const auto server = self.lock()) {
+            server->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+          }
         },
         shared_from_this());
   }
@@ -209,7 +211,7 @@ class BroadcastCommand final : public Command {
   }
 
   void add(SessionPtr session) { to_.push_back(std::move(session)); }
-  [[nodiscard]] bool empty() const noexcept { return to_.empty(); }
+  [[nodiscard]] std::size_t size_of_audience() const noexcept { return to_.size(); }
 
   void run(std::unique_ptr<Command>) noexcept override {
     for (auto& session : std::exchange(to_, {})) session->take(header_, extension_, payload_);
@@ -263,7 +265,12 @@ BroadcastResult Server::broadcast(BytesView payload, const SendOptions& options)
     ++result.queued;
   }
   for (std::size_t i = 0; i < commands.size(); ++i) {
-    if (commands[i]) shards_[i]->post(std::unique_ptr<Command>(std::move(commands[i])));
+    if (!commands[i]) continue;
+    const std::size_t count = commands[i]->size_of_audience();
+    std::unique_ptr<Command> command(std::move(commands[i]));
+    if (shards_[i]->post(std::move(command))) continue;
+    result.queued -= count;
+    result.refused += count;
   }
   return result;
 }
@@ -324,7 +331,7 @@ StopReport Server::run() {
 }
 
 void Server::begin_stop(std::chrono::milliseconds drain) {
-  drain = std::max(drain, std::chrono::milliseconds{0});
+  drain = std::clamp<std::chrono::milliseconds>(drain, std::chrono::milliseconds{0}, longest_duration);
   std::unique_lock lock(mutex_);
   if (state_ != State::idle && state_ != State::running) return;
   const bool ran = state_ == State::running;
@@ -349,6 +356,7 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
 }
 
 StopReport Server::stop(std::chrono::milliseconds drain) {
+  drain = std::min<std::chrono::milliseconds>(drain, longest_duration);
   begin_stop(drain);
   std::unique_lock lock(mutex_);
   const auto snapshot = [this] {
@@ -521,6 +529,9 @@ ServerStats ServerTransport::stats() const {
 }
 std::vector<Endpoint> ServerTransport::endpoints() const {
   return server_->endpoints();
+}
+detail::Home ServerTransport::home() const {
+  return {server_->first_shard(), Errc::not_found};
 }
 detail::SessionPtr ServerTransport::find(SessionId session) const {
   return server_->registry()->find(session);

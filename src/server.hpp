@@ -31,6 +31,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
 
   BroadcastResult broadcast(BytesView payload, const SendOptions& options);
   [[nodiscard]] const std::shared_ptr<SessionRegistry>& registry() const noexcept { return registry_; }
+  [[nodiscard]] const std::shared_ptr<Shard>& first_shard() const noexcept { return shards_.front(); }
   [[nodiscard]] ServerStats stats() const;
   [[nodiscard]] std::vector<Endpoint> endpoints() const;
 

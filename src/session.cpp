@@ -106,7 +106,7 @@ Reply request(SessionPtr session, BytesView payload, const RequestOptions& optio
       waiter->ended.notify_one();
     }
   };
-  start_request(make_request(std::move(session), Errc::closed, payload, options), Handler{&waiter});
+  start_request(make_request(std::move(session), Home{}, payload, options), Handler{&waiter});
   std::unique_lock lock(waiter.mutex);
   waiter.ended.wait(lock, [&] { return waiter.done; });
   error = waiter.code ? Error(waiter.code) : Error();

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "session_state.hpp"
 
+#include "complete.hpp"
+#include "tcp.hpp"
+
 #include <algorithm>
 #include <array>
 #include <boost/asio/error.hpp>
 #include <cerrno>
+#include <linux/sockios.h>
 #include <new>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <utility>
-
-#ifdef __linux__
-#include <linux/sockios.h>
-#endif
-
-#include "complete.hpp"
-#include "tcp.hpp"
 
 namespace msgtrans::detail {
 
@@ -81,15 +78,17 @@ OutgoingCommand::~OutgoingCommand() {
 }
 
 void OutgoingCommand::run(std::unique_ptr<Command> self) noexcept {
-  SessionState& to = *session;
   self.release();
-  to.take(OutgoingCommandPtr(this));
+  OutgoingCommandPtr mine(this);
+  if (refusal) return finish(refusal, *Shard::current());
+  SessionState& to = *session;
+  to.take(std::move(mine));
 }
 
-void OutgoingCommand::finish(error_code code, const asio::any_io_executor& via) noexcept {
+void OutgoingCommand::finish(error_code code, Shard& shard) noexcept {
   try {
-    if (on_sent) complete_later(via, std::move(work), std::move(on_sent), code);
-    if (on_reply) complete_later(via, std::move(work), std::move(on_reply), code, Reply{});
+    if (on_sent) shard.later(std::move(work), std::move(on_sent), code);
+    if (on_reply) shard.later(std::move(work), std::move(on_reply), code, Reply{});
   } catch (const std::exception&) {
     // Out of memory for telling it: the handler is destroyed, which ends its wait as well.
   }
@@ -129,7 +128,7 @@ SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
   if (priority) {
     return priority_budget_.try_reserve(size, limit) ? SendResult::queued : SendResult::would_block;
   }
-  if (waiting_count_.load(std::memory_order_relaxed) != 0) return SendResult::would_block;
+  if (normal_waiting_.load(std::memory_order_relaxed) != 0) return SendResult::would_block;
   if (options_->slow_consumer == SlowConsumer::drop_oldest) {
     // The oldest are dropped by the shard, where the queue is; until then, what is on its way there is bounded by a
     // second budget.
@@ -238,8 +237,8 @@ void SessionState::close(Error reason) noexcept {
 
 namespace {
 
-OutgoingCommandPtr make_command(SessionPtr session, Errc nobody, OutgoingCommand::Kind kind, const wire::Header& header,
-                                BytesView extension, BytesView payload) {
+OutgoingCommandPtr make_command(SessionPtr session, const Home& home, OutgoingCommand::Kind kind,
+                                const wire::Header& header, BytesView extension, BytesView payload) {
   if (session &&
       (payload.size() > session->options().max_payload || extension.size() > session->options().max_extension)) {
     auto command = OutgoingCommand::make(std::move(session), kind, header, {}, {});
@@ -248,49 +247,54 @@ OutgoingCommandPtr make_command(SessionPtr session, Errc nobody, OutgoingCommand
   }
   const bool known = session != nullptr;
   auto command = OutgoingCommand::make(std::move(session), kind, header, extension, payload);
-  if (!known) command->refusal = nobody;
+  if (!known) {
+    command->refusal = home.nobody;
+    command->home = home.shard;
+  }
   return command;
 }
 
-/// Hands the command with its handler to the shard.
+/// Hands the command with its handler to the shard, which also tells of a refusal.
 template <class Handler>
 void launch(OutgoingCommandPtr command, const Handler& handler) {
-  if (!command->refusal) {
-    Shard& shard = command->session->shard();
-    command->work = tracked_executor(handler, shard.executor());
-    if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
-      command->operation = std::make_shared<Operation>();
-      slot.assign([session = command->session, operation = command->operation](asio::cancellation_type type) {
-        if (type == asio::cancellation_type::none) return;
-        session->shard().post([session, operation] { session->cancel(*operation); });
-      });
-    }
-    std::unique_ptr<Command> posted(command.release());
-    if (shard.post(std::move(posted))) return;
-    command.reset(static_cast<OutgoingCommand*>(posted.release()));
-    command->refusal = Errc::closed;
+  const std::shared_ptr<Shard> shard = command->session ? command->session->shard().shared_from_this() : command->home;
+  command->work = tracked_executor(handler, shard->executor());
+  if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected() && !command->refusal) {
+    command->operation = std::make_shared<Operation>();
+    slot.assign([session = command->session, operation = command->operation](asio::cancellation_type type) {
+      if (type == asio::cancellation_type::none) return;
+      session->shard().post([session, operation] { session->cancel(*operation); });
+    });
   }
-  // There is no shard to complete it on.
-  command->work = tracked_executor(handler, asio::system_executor());
-  command->finish(command->refusal, asio::system_executor());
+  std::unique_ptr<Command> posted(command.release());
+  if (shard->post(std::move(posted))) return;
+  // The shard has ended, so its executor may run nothing any more.
+  command.reset(static_cast<OutgoingCommand*>(posted.release()));
+  const error_code code = command->refusal ? command->refusal : make_error_code(Errc::closed);
+  auto work = tracked_executor(handler, asio::system_executor());
+  if (command->on_sent) complete_later(asio::system_executor(), std::move(work), std::move(command->on_sent), code);
+  if (command->on_reply) {
+    complete_later(asio::system_executor(), std::move(work), std::move(command->on_reply), code, Reply{});
+  }
 }
 
 }  // namespace
 
-OutgoingCommandPtr make_send(SessionPtr session, Errc nobody, BytesView payload, const SendOptions& options) {
-  return make_command(std::move(session), nobody, OutgoingCommand::Kind::one_way,
+OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options) {
+  return make_command(std::move(session), home, OutgoingCommand::Kind::one_way,
                       header_for(wire::PacketType::one_way, options), options.extension, payload);
 }
 
-OutgoingCommandPtr make_request(SessionPtr session, Errc nobody, BytesView payload, const RequestOptions& options) {
+OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView payload,
+                                const RequestOptions& options) {
   const auto timeout =
       options.timeout.value_or(session ? session->options().request_timeout : std::chrono::milliseconds{0});
-  auto command = make_command(std::move(session), nobody, OutgoingCommand::Kind::request,
+  auto command = make_command(std::move(session), home, OutgoingCommand::Kind::request,
                               header_for(wire::PacketType::request, {.biz_type = options.biz_type,
                                                                      .high_priority = options.high_priority,
                                                                      .route_tag = options.route_tag}),
                               options.extension, payload);
-  command->timeout = timeout;
+  command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;
 }
@@ -375,7 +379,7 @@ void SessionState::make_room(std::size_t size) noexcept {
 void SessionState::take(OutgoingCommandPtr command) noexcept {
   if (!protocol_.accepts()) {
     if (command->waits()) {
-      command->finish(Errc::closed, shard_->executor());
+      command->finish(Errc::closed, *shard_);
     } else {
       shard_->counters().dropped_at_close.add(1);
     }
@@ -383,22 +387,20 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
   }
   if (command->waits()) {
     if (command->timeout.count() != 0) command->deadline = shard_->now() + command->timeout;
-    const bool first = !waiting_ || waiting_->empty();
-    const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
-    auto& budget = high_priority(command->header) ? priority_budget_ : budget_;
-    if (!first || !budget.try_reserve(command->packet_size(), limit)) {
+    const std::size_t lane = high_priority(command->header) ? 1 : 0;
+    const bool first = !waiting_ || waiting_->lanes[lane].empty();
+    if (!first || !reserve_waited(*command)) {
       try {
-        if (!waiting_) waiting_ = std::make_unique<std::deque<OutgoingCommandPtr>>();
-        waiting_deadline_ = std::min(waiting_deadline_, command->deadline);
-        waiting_->push_back(std::move(command));
-        waiting_count_.fetch_add(1, std::memory_order_relaxed);
+        if (!waiting_) waiting_ = std::make_unique<Waiting>();
+        waiting_->deadline = std::min(waiting_->deadline, command->deadline);
+        waiting_->lanes[lane].push_back(std::move(command));
+        if (lane == 0) normal_waiting_.fetch_add(1, std::memory_order_relaxed);
       } catch (const std::bad_alloc&) {
-        if (command) command->finish(Errc::would_block, shard_->executor());
+        if (command) command->finish(Errc::would_block, *shard_);
       }
       shard_->touch(*this);
       return;
     }
-    command->reserved = true;
   }
   start(std::move(command));
 }
@@ -415,8 +417,7 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
       while (!shard_->requests().add(id_, id, command->deadline, std::move(pending))) id = protocol_.next_message_id();
     } catch (const std::bad_alloc&) {
       unreserve(command->packet_size(), high_priority(command->header));
-      complete_later(shard_->executor(), std::move(pending.work), std::move(pending.handler),
-                     make_error_code(Errc::would_block), Reply{});
+      shard_->later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::would_block), Reply{});
       return;
     }
     command->header.message_id = id;
@@ -425,7 +426,7 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
   }
   const auto kind = command->kind == Kind::answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
   enqueue(command->header, command->extension(), command->payload(), kind);
-  if (command->on_sent) command->finish({}, shard_->executor());
+  if (command->on_sent) command->finish({}, *shard_);
 }
 
 void SessionState::take(const wire::Header& header, std::span<const std::byte> extension,
@@ -448,44 +449,72 @@ void SessionState::take(const wire::Header& header, std::span<const std::byte> e
 }
 
 void SessionState::cancel(const Operation& operation) noexcept {
-  if (waiting_) {
-    for (auto it = waiting_->begin(); it != waiting_->end(); ++it) {
-      if ((*it)->operation.get() != &operation) continue;
-      auto command = std::move(*it);
-      waiting_->erase(it);
-      waiting_count_.fetch_sub(1, std::memory_order_relaxed);
-      command->finish(asio::error::operation_aborted, shard_->executor());
-      return;
-    }
+  if (auto command = take_waiting([&](const auto& waiter) { return waiter.operation.get() == &operation; })) {
+    command->finish(asio::error::operation_aborted, *shard_);
+    return;
   }
   if (operation.message_id == 0) return;
   if (auto pending = shard_->requests().cancel(id_, operation.message_id)) {
-    complete_later(shard_->executor(), std::move(pending->work), std::move(pending->handler),
-                   error_code(asio::error::operation_aborted), Reply{});
+    shard_->later(std::move(pending->work), std::move(pending->handler), error_code(asio::error::operation_aborted),
+                  Reply{});
     shard_->touch(*this);
   }
 }
 
+/// Takes room for one that may wait, whatever the policy for those that may not.
+bool SessionState::reserve_waited(OutgoingCommand& command) noexcept {
+  auto& budget = high_priority(command.header) ? priority_budget_ : budget_;
+  command.reserved = budget.try_reserve(command.packet_size(), {options_->outbound_bytes, options_->outbound_packets});
+  return command.reserved;
+}
+
+/// Takes the first waiter that `f` accepts out of the line; null if there is none.
+template <class F>
+OutgoingCommandPtr SessionState::take_waiting(F&& f) noexcept {
+  if (!waiting_) return nullptr;
+  for (std::size_t lane = 0; lane < waiting_->lanes.size(); ++lane) {
+    auto& line = waiting_->lanes[lane];
+    const auto found = std::ranges::find_if(line, [&f](const auto& waiter) { return f(*waiter); });
+    if (found == line.end()) continue;
+    auto command = std::move(*found);
+    line.erase(found);
+    if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
+    return command;
+  }
+  return nullptr;
+}
+
+/// High priority first, each lane in order and against its own budget.
 void SessionState::admit_waiting() noexcept {
-  if (!waiting_ || waiting_->empty()) return;
-  const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
-  while (!waiting_->empty()) {
-    auto& front = waiting_->front();
-    const bool late = front->deadline <= shard_->now();
-    auto& budget = high_priority(front->header) ? priority_budget_ : budget_;
-    if (!late && !budget.try_reserve(front->packet_size(), limit)) break;
-    auto command = std::move(front);
-    waiting_->pop_front();
-    waiting_count_.fetch_sub(1, std::memory_order_relaxed);
-    if (late) {
-      shard_->counters().requests_timed_out.add(1);
-      command->finish(Errc::request_timeout, shard_->executor());
-    } else {
-      command->reserved = true;
+  if (!waiting_) return;
+  for (const std::size_t lane : {std::size_t{1}, std::size_t{0}}) {
+    auto& line = waiting_->lanes[lane];
+    while (!line.empty() && reserve_waited(*line.front())) {
+      auto command = std::move(line.front());
+      line.pop_front();
+      if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
       start(std::move(command));
     }
   }
   if (waiting_->empty()) waiting_.reset();
+}
+
+void SessionState::expire_waiting() noexcept {
+  if (!waiting_ || waiting_->deadline > shard_->now()) return;
+  while (auto command = take_waiting([now = shard_->now()](const auto& waiter) { return waiter.deadline <= now; })) {
+    shard_->counters().requests_timed_out.add(1);
+    command->finish(Errc::request_timeout, *shard_);
+  }
+  waiting_->deadline = TimePoint::max();
+  for (const auto& line : waiting_->lanes) {
+    for (const auto& waiter : line) waiting_->deadline = std::min(waiting_->deadline, waiter->deadline);
+  }
+}
+
+/// The session takes no more: those who wait for room are told.
+void SessionState::refuse_waiting() noexcept {
+  while (auto command = take_waiting([](const auto&) { return true; })) command->finish(Errc::closed, *shard_);
+  waiting_.reset();
 }
 
 std::size_t SessionState::write_some(std::span<iovec> pieces) {
@@ -533,6 +562,7 @@ void SessionState::write_out() {
       // The socket's buffer is full: asking again at once would only cost a call.
       protocol_.write_blocked(shard_->now());
       write_waiting_ = true;
+      unacknowledged_ = unacknowledged();
     }
   }
 }
@@ -567,10 +597,7 @@ void SessionState::refuse() noexcept {
   finished_ = true;
   open_.store(false, std::memory_order_release);
   protocol_.abort(Error(Errc::refused));
-  if (waiting_) {
-    for (auto& command : *waiting_) command->finish(Errc::closed, shard_->executor());
-    waiting_.reset();
-  }
+  refuse_waiting();
   fail_requests();
   shard_->counters().dropped_at_close.add(protocol_.outbound_empty() ? 0 : protocol_.outbound().packets());
   protocol_.release();
@@ -666,17 +693,22 @@ void SessionState::handler_failed(const std::exception_ptr& exception) noexcept 
 
 // --- on the shard: life
 
+int SessionState::unacknowledged() const noexcept {
+  int bytes = 0;
+  return ::ioctl(socket_.get(), SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
+
 bool SessionState::nothing_owed() noexcept {
-  return protocol_.outbound_empty() && answers_owed_.load() == 0 && (!waiting_ || waiting_->empty()) &&
-         (protocol_.peer_ended() ||
-          (shard_->requests().pending(id_) == 0 && !protocol_.has_partial() && input_drained_));
+  return protocol_.outbound_empty() && answers_owed_.load() == 0 && !waiting_ &&
+         (protocol_.peer_ended() || (shard_->requests().pending(id_) == 0 && !protocol_.has_partial()));
 }
 
 void SessionState::settle() noexcept {
   if (finished_ || !opened_) return;
   const SessionPtr keep(this);
   try {
-    bool probed = false;
+    constexpr int most_probes = 4;  // a flooding peer must not keep the others waiting
+    int probes = 0;
     for (;;) {
       write_out();
       admit_waiting();
@@ -691,12 +723,9 @@ void SessionState::settle() noexcept {
       }
       if (protocol_.phase() == protocol::SessionProtocol::Phase::draining && nothing_owed()) {
         // What the peer had sent before it can know of the end is still answered.
-        if (!probed && !protocol_.peer_ended()) {
-          probed = true;
-          if (read_once()) {
-            probed = false;
-            continue;
-          }
+        if (!protocol_.peer_ended() && read_once()) {
+          if (++probes < most_probes) continue;
+          break;  // the poller comes again
         }
         protocol_.close(Error(Errc::stopping), shard_->now());
       }
@@ -706,14 +735,11 @@ void SessionState::settle() noexcept {
     if (protocol_.shutdown_due()) {
       ::shutdown(socket_.get(), SHUT_WR);
       protocol_.shut_down(shard_->now());
-#ifdef SIOCOUTQ
-      int unsent = 0;
-      // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
-      // only when the peer has all of it is it safe to go at once.
-      if (input_drained_ && ::ioctl(socket_.get(), SIOCOUTQ, &unsent) == 0 && unsent == 0) {
-        protocol_.delivered();
-      }
-#endif
+    }
+    // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
+    // only when the peer has all of it is it safe to go at once. Our own end counts as one byte.
+    if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering && input_drained_ && unacknowledged() <= 1) {
+      protocol_.delivered();
     }
     if (protocol_.ended()) return finish();
     publish_answers();
@@ -732,10 +758,7 @@ void SessionState::stop_accepting() noexcept {
   if (for_good) {
     accepting_stopped_ = true;
     open_.store(false, std::memory_order_release);
-    if (auto waiting = std::move(waiting_)) {
-      waiting_count_.store(0, std::memory_order_relaxed);
-      for (auto& command : *waiting) command->finish(Errc::closed, shard_->executor());
-    }
+    refuse_waiting();
   }
   // No answer can come after the peer's end either, though it may still be written to.
   fail_requests();
@@ -743,8 +766,7 @@ void SessionState::stop_accepting() noexcept {
 
 void SessionState::fail_requests() noexcept {
   shard_->requests().fail_all(id_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
-    complete_later(shard_->executor(), std::move(pending.work), std::move(pending.handler),
-                   make_error_code(Errc::connection_lost), Reply{});
+    shard_->later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::connection_lost), Reply{});
   });
 }
 
@@ -756,29 +778,23 @@ void SessionState::arm() {
     shard_->poller().change(socket_.get(), *this, read, write_waiting_);
   }
   TimePoint next = protocol_.deadline();
-  if (waiting_) next = std::min(next, waiting_deadline_);
+  if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering) {
+    next = std::min(next, shard_->now() + std::chrono::milliseconds(10));  // asks again whether all has arrived
+  }
+  if (waiting_) next = std::min(next, waiting_->deadline);
   if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
 }
 
 void SessionState::expired(protocol::TimerWheel::Timer& timer) {
   SessionState& self = static_cast<Timer&>(timer).session;
-  self.protocol_.expire(self.shard_->now());
-  if (self.waiting_ && self.waiting_deadline_ <= self.shard_->now()) {
-    auto& waiting = *self.waiting_;
-    self.waiting_deadline_ = TimePoint::max();
-    for (auto it = waiting.begin(); it != waiting.end();) {
-      if ((*it)->deadline > self.shard_->now()) {
-        self.waiting_deadline_ = std::min(self.waiting_deadline_, (*it)->deadline);
-        ++it;
-        continue;
-      }
-      auto command = std::move(*it);
-      it = waiting.erase(it);
-      self.waiting_count_.fetch_sub(1, std::memory_order_relaxed);
-      self.shard_->counters().requests_timed_out.add(1);
-      command->finish(Errc::request_timeout, self.shard_->executor());
-    }
+  if (self.write_waiting_) {
+    // The socket says "writable" only when a third of its buffer is free; a peer that takes less is slow, not stalled.
+    const int now = self.unacknowledged();
+    if (now < self.unacknowledged_) self.protocol_.write_progress(self.shard_->now());
+    self.unacknowledged_ = now;
   }
+  self.protocol_.expire(self.shard_->now());
+  self.expire_waiting();
   self.shard_->touch(self);
 }
 

@@ -5,6 +5,7 @@
 #include "shard.hpp"
 
 #include <any>
+#include <array>
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <deque>
@@ -48,7 +49,8 @@ class OutgoingCommand final : public Command {
     return {bytes() + extension_size_, payload_size_};
   }
 
-  SessionPtr session;  // null: to nobody; the handler gets `refusal`
+  SessionPtr session;           // null: to nobody; the handler gets `refusal` ...
+  std::shared_ptr<Shard> home;  // ... on this shard
   Kind kind;
   bool reserved = false;  // has room in the budget already
   wire::Header header;
@@ -62,8 +64,8 @@ class OutgoingCommand final : public Command {
 
   [[nodiscard]] std::size_t packet_size() const noexcept { return wire::header_size + extension_size_ + payload_size_; }
   [[nodiscard]] bool waits() const noexcept { return on_sent || on_reply; }
-  /// Tells the waiting handler, if any, by way of `via`.
-  void finish(error_code code, const asio::any_io_executor& via) noexcept;
+  /// Tells the waiting handler, if any. On the shard.
+  void finish(error_code code, Shard& shard) noexcept;
 
  private:
   OutgoingCommand(SessionPtr to, Kind what, const wire::Header& head, std::size_t extension_size,
@@ -168,6 +170,14 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   friend void intrusive_ptr_add_ref(const SessionState* state) noexcept;
   friend void intrusive_ptr_release(const SessionState* state) noexcept;
 
+  /// Who waits for room in the queue, each lane in order.
+  struct Waiting {
+    std::array<std::deque<OutgoingCommandPtr>, 2> lanes;  // normal, high priority
+    TimePoint deadline = TimePoint::max();                // nobody's is earlier
+
+    [[nodiscard]] bool empty() const noexcept { return lanes[0].empty() && lanes[1].empty(); }
+  };
+
   struct Timer final : protocol::TimerWheel::Timer {
     explicit Timer(SessionState& owner) noexcept : session(owner) {}
     SessionState& session;
@@ -186,6 +196,11 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void make_room(std::size_t size) noexcept;
   void start(OutgoingCommandPtr command) noexcept;
   void admit_waiting() noexcept;
+  [[nodiscard]] bool reserve_waited(OutgoingCommand& command) noexcept;
+  template <class F>
+  OutgoingCommandPtr take_waiting(F&& f) noexcept;
+  void expire_waiting() noexcept;
+  void refuse_waiting() noexcept;
 
   /// \returns false if there was nothing to read.
   bool read_once();
@@ -200,6 +215,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void release(const protocol::OutboundQueue::Written& left) noexcept;
   void publish_answers() noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
+  /// Bytes the system still holds for the peer.
+  [[nodiscard]] int unacknowledged() const noexcept;
   void stop_accepting() noexcept;
   void fail_requests() noexcept;
   void arm();
@@ -207,19 +224,20 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void handler_failed(const std::exception_ptr& exception) noexcept;
 
   mutable std::atomic<std::uint32_t> references_{0};
-  std::atomic<std::uint32_t> waiting_count_{0};  // of waiting_, for send(): those who wait go first
-  std::atomic<std::uint32_t> answers_owed_{0};   // requests retained, and neither answered nor given up
+  std::atomic<std::uint32_t> normal_waiting_{0};  // of waiting_, for send(): those who wait go first
+  std::atomic<std::uint32_t> answers_owed_{0};    // requests retained, and neither answered nor given up
   std::atomic<bool> open_{true};
   std::atomic<bool> draining_{false};
   bool write_waiting_ = false;  // until the poller says that the socket takes bytes again
   bool watching_read_ = false;  // what the poller was told
   bool watching_write_ = false;
-  bool input_drained_ = false;  // the last read took all there was
+  bool input_drained_ = true;  // the last read took all there was
   bool accepting_stopped_ = false;
   bool finished_ = false;
   bool delivering_ = false;
   bool opened_ = false;
 
+  int unacknowledged_ = 0;  // when last looked at, while write_waiting_
   SessionId id_;
   std::shared_ptr<Shard> shard_;
   std::shared_ptr<SessionHost> host_;
@@ -230,8 +248,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
   protocol::SessionProtocol protocol_;
-  std::unique_ptr<std::deque<OutgoingCommandPtr>> waiting_;  // for room, in order
-  TimePoint waiting_deadline_ = TimePoint::max();            // none of them ends earlier
+  std::unique_ptr<Waiting> waiting_;  // null if nobody waits
   Timer timer_;
   std::any user_data_;
 };

@@ -57,6 +57,7 @@ std::span<std::byte> Shard::read_buffer() {
 }
 
 bool Shard::post(std::unique_ptr<Command>&& command) noexcept {
+  const Waker waker(*this);
   switch (inbox_.push(command.get())) {
     case lockfree::Pushed::closed: return false;
     case lockfree::Pushed::behind: command.release(); return true;
@@ -65,18 +66,14 @@ bool Shard::post(std::unique_ptr<Command>&& command) noexcept {
   command.release();
   // On the shard itself the outermost scope's end looks into the inbox anyway.
   if (current_ == this) return true;
-  try {
-    asio::post(executor_, [self = shared_from_this()] { Scope scope(*self); });
-  } catch (const std::exception&) {
-    // Out of memory for the wake-up. The command stays; the next event of the shard finds it.
-  }
+  wake();
   return true;
 }
 
 void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive) {
+  on_exception_ = std::move(on_exception);
   if (!own_context_) return;
-  thread_ = std::thread([self = shared_from_this(), on_exception = std::move(on_exception),
-                         keep_alive = std::move(keep_alive)]() mutable {
+  thread_ = std::thread([self = shared_from_this(), keep_alive = std::move(keep_alive)]() mutable {
 #ifdef __linux__
     ::pthread_setname_np(::pthread_self(), "msgtrans");
 #endif
@@ -86,11 +83,13 @@ void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::sha
         self->own_context_->run();
         break;
       } catch (...) {
-        on_exception(std::current_exception());
+        if (self->on_exception_) self->on_exception_(std::current_exception());
       }
     }
+    // Whoever got a command in before the inbox was closed may still be about to wake us.
+    for (unsigned left; (left = self->wakers_.load()) != 0;) self->wakers_.wait(left);
     self->own_context_->shutdown();
-    on_exception = nullptr;
+    self->on_exception_ = nullptr;
     keep_alive.reset();
   });
 }
@@ -167,6 +166,8 @@ std::vector<SessionPtr> Shard::sessions() const {
 }
 
 void Shard::settle_all() noexcept {
+  constexpr int most_rounds = 4;  // who floods the inbox must not keep Asio's other handlers from their turn
+  int rounds = 0;
   do {
     run_commands();
     // By index: settling touches others.
@@ -176,8 +177,29 @@ void Shard::settle_all() noexcept {
       session->settle();
     }
     touched_.clear();
-  } while (!inbox_.empty());
+    run_completions();
+  } while (has_work() && ++rounds < most_rounds);
+  if (has_work()) wake();  // the inbox's pushers rely on us
   arm();
+}
+
+void Shard::run_completions() noexcept {
+  auto ready = std::exchange(completions_, {});
+  for (const auto& completion : ready) {
+    try {
+      completion->run();
+    } catch (...) {
+      if (on_exception_) on_exception_(std::current_exception());
+    }
+  }
+}
+
+void Shard::wake() noexcept {
+  try {
+    asio::post(executor_, [self = shared_from_this()] { Scope scope(*self); });
+  } catch (const std::exception&) {
+    // Out of memory for the wake-up. The commands stay; the next event of the shard finds them.
+  }
 }
 
 void Shard::run_commands() noexcept {
@@ -224,8 +246,7 @@ void Shard::tick() {
   armed_for_ = TimePoint::max();
   requests_.expire(now_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
     counters_.requests_timed_out.add(1);
-    complete_later(executor_, std::move(pending.work), std::move(pending.handler),
-                   make_error_code(Errc::request_timeout), Reply{});
+    later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::request_timeout), Reply{});
   });
   timers_.advance(now_, [](protocol::TimerWheel::Timer& timer) { SessionState::expired(timer); });
 }

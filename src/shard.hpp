@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "complete.hpp"
 #include "poller.hpp"
 
 #include <atomic>
@@ -28,6 +29,9 @@ using protocol::Clock;
 using protocol::TimePoint;
 
 class Shard;
+
+/// "For ever" as people write it must not overflow when it is added to the time.
+inline constexpr std::chrono::milliseconds longest_duration = std::chrono::hours(24 * 365);
 
 /// The hook that a session hangs on in its shard's list.
 using ShardMember = boost::intrusive::list_base_hook<>;
@@ -132,8 +136,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// "nobody is in there, and nobody will be". Not on the shard.
   void wait_until_idle() const noexcept { busy_.wait(true); }
 
-  /// Starts the shard's own thread, if it has one. `on_exception` is told what escapes from handlers that Asio runs
-  /// for the user on this thread; `keep_alive` is released when the thread ends.
+  /// Once, before any session: starts the shard's own thread, if it has one. `on_exception` is told what completion
+  /// handlers throw; `keep_alive` is released when the thread ends.
   void start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive);
   /// Ends the shard: the commands that were sent are run, later ones are refused. Then calls `done` on the shard; the
   /// thread ends.
@@ -142,6 +146,19 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void join();
 
   // --- on the shard
+
+  /// Calls `handler(args...)` on `executor` at the end of the turn, so never before this returns.
+  template <class Handler, class... Args>
+  void later(asio::any_completion_executor executor, Handler handler, Args... args) noexcept {
+    try {
+      auto call = [executor = std::move(executor), handler = std::move(handler), ... args = std::move(args)]() mutable {
+        complete(executor, std::move(handler), std::move(args)...);
+      };
+      completions_.push_back(std::make_unique<CompletionOf<decltype(call)>>(std::move(call)));
+    } catch (const std::bad_alloc&) {
+      // No memory to tell it: the handler is destroyed, which ends its wait as well.
+    }
+  }
 
   [[nodiscard]] TimePoint now() const noexcept { return now_; }
   [[nodiscard]] Counters& counters() noexcept { return counters_; }
@@ -172,7 +189,37 @@ class Shard : public std::enable_shared_from_this<Shard> {
  private:
   friend class Scope;
 
+  struct Completion {
+    virtual ~Completion() = default;
+    virtual void run() = 0;
+  };
+  template <class F>
+  struct CompletionOf final : Completion {
+    explicit CompletionOf(F&& body) : body_(std::move(body)) {}
+    void run() override { body_(); }
+    F body_;
+  };
+
+  /// Marks a thread that may still touch Asio for us: the context must not go before.
+  class Waker {
+   public:
+    explicit Waker(Shard& shard) noexcept : shard_(current_ == &shard ? nullptr : &shard) {
+      if (shard_ != nullptr) shard_->wakers_.fetch_add(1);
+    }
+    ~Waker() {
+      if (shard_ != nullptr && shard_->wakers_.fetch_sub(1) == 1) shard_->wakers_.notify_all();
+    }
+    Waker(const Waker&) = delete;
+    Waker& operator=(const Waker&) = delete;
+
+   private:
+    Shard* shard_;
+  };
+
   void settle_all() noexcept;
+  void run_completions() noexcept;
+  [[nodiscard]] bool has_work() const noexcept { return !inbox_.empty() || !touched_.empty() || !completions_.empty(); }
+  void wake() noexcept;
   void run_commands() noexcept;
   void arm() noexcept;
   void tick();
@@ -209,8 +256,11 @@ class Shard : public std::enable_shared_from_this<Shard> {
   unsigned depth_ = 0;
   // Sequentially consistent, as the flag of whoever waits for it: either he sees the shard busy, or the shard his flag.
   std::atomic<bool> busy_{false};
+  std::atomic<unsigned> wakers_{0};
   bool running_commands_ = false;
   std::vector<SessionPtr> touched_;
+  std::vector<std::unique_ptr<Completion>> completions_;  // of this turn
+  std::function<void(std::exception_ptr)> on_exception_;
   boost::intrusive::list<ShardMember> sessions_;  // each holds a reference
 };
 

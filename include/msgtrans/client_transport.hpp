@@ -69,16 +69,15 @@ class ClientTransport {
   SendResult send(BytesView payload, const SendOptions& options = {});
   template <class CompletionToken>
   auto async_send(BytesView payload, const SendOptions& options, CompletionToken&& token) {
-    return detail::async_send(current(), Errc::closed, payload, options, std::forward<CompletionToken>(token));
+    return detail::async_send(current(), home(), payload, options, std::forward<CompletionToken>(token));
   }
   template <class CompletionToken>
   auto async_request(BytesView payload, const RequestOptions& options, CompletionToken&& token) {
-    return detail::async_request(current(), Errc::closed, payload, options, std::forward<CompletionToken>(token));
+    return detail::async_request(current(), home(), payload, options, std::forward<CompletionToken>(token));
   }
   template <class CompletionToken>
   auto async_request(BytesView payload, CompletionToken&& token) {
-    return detail::async_request(current(), Errc::closed, payload, RequestOptions{},
-                                 std::forward<CompletionToken>(token));
+    return detail::async_request(current(), home(), payload, RequestOptions{}, std::forward<CompletionToken>(token));
   }
   [[nodiscard]] Reply request(BytesView payload, const RequestOptions& options = {});
   [[nodiscard]] Reply request(BytesView payload, const RequestOptions& options, Error& error);
@@ -93,6 +92,7 @@ class ClientTransport {
   static void start_connect(const std::shared_ptr<detail::Client>& client, const std::string& url,
                             detail::ConnectHandler handler);
   [[nodiscard]] detail::SessionPtr current() const;
+  [[nodiscard]] detail::Home home() const;
 
   std::shared_ptr<detail::Client> client_;
 };

@@ -181,12 +181,11 @@ class ServerTransport {
   SendResult send(SessionId session, BytesView payload, const SendOptions& options = {});
   template <class CompletionToken>
   auto async_send(SessionId session, BytesView payload, const SendOptions& options, CompletionToken&& token) {
-    return detail::async_send(find(session), Errc::not_found, payload, options, std::forward<CompletionToken>(token));
+    return detail::async_send(find(session), home(), payload, options, std::forward<CompletionToken>(token));
   }
   template <class CompletionToken>
   auto async_request(SessionId session, BytesView payload, const RequestOptions& options, CompletionToken&& token) {
-    return detail::async_request(find(session), Errc::not_found, payload, options,
-                                 std::forward<CompletionToken>(token));
+    return detail::async_request(find(session), home(), payload, options, std::forward<CompletionToken>(token));
   }
   /// False if there is none with that id.
   bool close(SessionId session, std::string_view reason = {});
@@ -204,6 +203,7 @@ class ServerTransport {
                          detail::StopHandler handler);
   void set_on_connect(std::function<Admission(Session&)> handler);
   [[nodiscard]] detail::SessionPtr find(SessionId session) const;
+  [[nodiscard]] detail::Home home() const;
 
   std::shared_ptr<detail::Server> server_;
 };

@@ -159,6 +159,9 @@ class SessionProtocol {
     blocked_ = true;
   }
 
+  /// The peer took some of what the transport holds for it, though the transport can take no more yet.
+  void write_progress(TimePoint now) noexcept { blocked_since_ = now; }
+
   // --- the end
 
   /// Goes on, but the owner is to call `close(reason)` once nothing is owed.

@@ -22,33 +22,39 @@ using ReplyHandler = asio::any_completion_handler<void(error_code, Reply)>;
 /// One message on its way in: made from the caller's bytes at once, so that nothing of the caller's is kept when the
 /// operation itself starts later (as with `use_awaitable` or `deferred`).
 class OutgoingCommand;
+class Shard;
 struct OutgoingCommandDeleter {
   void operator()(OutgoingCommand* command) const noexcept;
 };
 using OutgoingCommandPtr = std::unique_ptr<OutgoingCommand, OutgoingCommandDeleter>;
 
-/// `nobody` is the error if there is no session.
-[[nodiscard]] OutgoingCommandPtr make_send(SessionPtr session, Errc nobody, BytesView payload,
+/// If there is no session: the error, and the shard that tells it.
+struct Home {
+  std::shared_ptr<Shard> shard;
+  Errc nobody = Errc::closed;
+};
+
+[[nodiscard]] OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload,
                                            const SendOptions& options);
-[[nodiscard]] OutgoingCommandPtr make_request(SessionPtr session, Errc nobody, BytesView payload,
+[[nodiscard]] OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView payload,
                                               const RequestOptions& options);
 void start_send(OutgoingCommandPtr command, SendHandler handler);
 void start_request(OutgoingCommandPtr command, ReplyHandler handler);
 
 template <class CompletionToken>
-auto async_send(SessionPtr session, Errc nobody, BytesView payload, const SendOptions& options,
+auto async_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options,
                 CompletionToken&& token) {
   return asio::async_initiate<CompletionToken, void(error_code)>(
       [](auto handler, OutgoingCommandPtr command) { start_send(std::move(command), std::move(handler)); }, token,
-      make_send(std::move(session), nobody, payload, options));
+      make_send(std::move(session), home, payload, options));
 }
 
 template <class CompletionToken>
-auto async_request(SessionPtr session, Errc nobody, BytesView payload, const RequestOptions& options,
+auto async_request(SessionPtr session, const Home& home, BytesView payload, const RequestOptions& options,
                    CompletionToken&& token) {
   return asio::async_initiate<CompletionToken, void(error_code, Reply)>(
       [](auto handler, OutgoingCommandPtr command) { start_request(std::move(command), std::move(handler)); }, token,
-      make_request(std::move(session), nobody, payload, options));
+      make_request(std::move(session), home, payload, options));
 }
 
 /// Blocks the calling thread. Errc::blocking_on_shard on a thread that must not block.
@@ -101,11 +107,11 @@ class Session {
   /// Cancellation (all types): ends the wait; the message is not taken. An accepted message cannot be called back.
   template <class CompletionToken>
   auto async_send(BytesView payload, const SendOptions& options, CompletionToken&& token) {
-    return detail::async_send(state_, Errc::closed, payload, options, std::forward<CompletionToken>(token));
+    return detail::async_send(state_, detail::Home{}, payload, options, std::forward<CompletionToken>(token));
   }
   template <class CompletionToken>
   auto async_send(BytesView payload, CompletionToken&& token) {
-    return detail::async_send(state_, Errc::closed, payload, SendOptions{}, std::forward<CompletionToken>(token));
+    return detail::async_send(state_, detail::Home{}, payload, SendOptions{}, std::forward<CompletionToken>(token));
   }
 
   /// Asks the peer and waits for its answer; either end may ask. Any thread; the bytes are copied by this call.
@@ -114,11 +120,12 @@ class Session {
   /// Cancellation (all types): the wait ends at once; an answer that comes later is dropped and counted.
   template <class CompletionToken>
   auto async_request(BytesView payload, const RequestOptions& options, CompletionToken&& token) {
-    return detail::async_request(state_, Errc::closed, payload, options, std::forward<CompletionToken>(token));
+    return detail::async_request(state_, detail::Home{}, payload, options, std::forward<CompletionToken>(token));
   }
   template <class CompletionToken>
   auto async_request(BytesView payload, CompletionToken&& token) {
-    return detail::async_request(state_, Errc::closed, payload, RequestOptions{}, std::forward<CompletionToken>(token));
+    return detail::async_request(state_, detail::Home{}, payload, RequestOptions{},
+                                 std::forward<CompletionToken>(token));
   }
 
   /// The same for programs without Asio: blocks the calling thread until the answer, the timeout or the end of the

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "wait.hpp"
+
+#include <arpa/inet.h>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <msgtrans/bytes_view.hpp>
+#include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/wire/encoder.hpp>
+#include <msgtrans/wire/header.hpp>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <optional>
+#include <poll.h>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <sys/socket.h>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace msgtrans::test {
+
+using Bytes = std::vector<std::byte>;
+
+/// A packet as it was on the wire.
+struct RawPacket {
+  wire::Header header;
+  std::string extension;
+  std::string payload;
+};
+
+/// The bytes of one packet, whatever its header says.
+inline Bytes packet(wire::PacketType type, std::uint32_t id, BytesView payload, BytesView extension = {},
+                    std::uint8_t biz_type = 0, std::uint16_t flags = 0) {
+  wire::Header header;
+  header.type = type;
+  header.message_id = id;
+  header.biz_type = biz_type;
+  header.flags = flags;
+  Bytes out;
+  wire::append_packet(out, header, extension, payload);
+  return out;
+}
+inline Bytes one_way(std::uint32_t id, BytesView payload) {
+  return packet(wire::PacketType::one_way, id, payload);
+}
+inline Bytes request(std::uint32_t id, BytesView payload) {
+  return packet(wire::PacketType::request, id, payload);
+}
+inline Bytes response(std::uint32_t id, BytesView payload) {
+  return packet(wire::PacketType::response, id, payload);
+}
+
+/// The other end of a connection, played by the test: a blocking socket with deadlines, which does what no well-behaved
+/// peer would. One thread reads and one writes at a time.
+class RawPeer {
+ public:
+  /// Connects. A receive buffer of that size (the system's own sizing is off then): 0 leaves it to the system.
+  explicit RawPeer(const Endpoint& to, int receive_buffer = 0) {
+    const bool ipv6 = to.host.find(':') != std::string::npos;
+    socket_ = ::socket(ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (socket_ < 0) fail("socket");
+    if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    const int on = 1;
+    ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    sockaddr_in v4{};
+    v4.sin_family = AF_INET;
+    v4.sin_port = htons(to.port);
+    sockaddr_in6 v6{};
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = htons(to.port);
+    ::inet_pton(ipv6 ? AF_INET6 : AF_INET, to.host.c_str(),
+                ipv6 ? static_cast<void*>(&v6.sin6_addr) : static_cast<void*>(&v4.sin_addr));
+    const auto* address = ipv6 ? reinterpret_cast<const sockaddr*>(&v6) : reinterpret_cast<const sockaddr*>(&v4);
+    if (::connect(socket_, address, ipv6 ? sizeof v6 : sizeof v4) != 0) fail("connect");
+  }
+  explicit RawPeer(int descriptor) noexcept : socket_(descriptor) {}
+  RawPeer(RawPeer&& other) noexcept : socket_(std::exchange(other.socket_, -1)), pending_(std::move(other.pending_)) {}
+  RawPeer& operator=(RawPeer&&) = delete;
+  ~RawPeer() { close(); }
+
+  /// All of it, unless the other end is gone (false) or takes nothing for the whole patience (throws).
+  bool send(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      wait(POLLOUT, patience);
+      const ssize_t count = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count < 0) {
+        if (errno == EAGAIN || errno == EINTR) continue;
+        return false;
+      }
+      bytes = bytes.subspan(static_cast<std::size_t>(count));
+    }
+    return true;
+  }
+  /// As much as the other end takes without anybody reading: until nothing more fits for `quiet`. In whole packets but
+  /// for the last. \returns the bytes that went out.
+  std::size_t send_until_full(std::span<const std::byte> bytes, std::chrono::milliseconds quiet = 300ms) {
+    std::size_t sent = 0;
+    while (sent < bytes.size()) {
+      pollfd entry{socket_, POLLOUT, 0};
+      if (::poll(&entry, 1, static_cast<int>(quiet.count())) <= 0) break;
+      const ssize_t count = ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+      if (count < 0) break;
+      sent += static_cast<std::size_t>(count);
+    }
+    return sent;
+  }
+
+  /// The next packet; empty at the end of the stream. Throws if neither comes in time.
+  std::optional<RawPacket> receive(std::chrono::milliseconds within = patience) {
+    if (!fill(wire::header_size, within)) return std::nullopt;
+    RawPacket got;
+    const auto fault = wire::decode_header(std::span(pending_).first<wire::header_size>(),
+                                           {.max_payload = 1U << 30, .max_extension = 65535}, got.header);
+    if (fault) throw std::runtime_error("the library sent a bad header: " + fault->text);
+    if (!fill(got.header.packet_size(), within)) return std::nullopt;
+    const auto* text = reinterpret_cast<const char*>(pending_.data()) + wire::header_size;
+    got.extension.assign(text, got.header.ext_len);
+    got.payload.assign(text + got.header.ext_len, got.header.payload_len);
+    pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(got.header.packet_size()));
+    return got;
+  }
+  /// The same where the end would be a fault: then it throws.
+  RawPacket next() {
+    auto got = receive();
+    if (!got) throw std::runtime_error("the other end closed instead of sending a packet");
+    return *std::move(got);
+  }
+  /// Everything up to the end of the stream; how many bytes. Throws if the end does not come in time.
+  std::size_t drain(std::chrono::milliseconds within = patience) {
+    std::size_t count = pending_.size();
+    pending_.clear();
+    while (read_some(within)) {
+      count += pending_.size();
+      pending_.clear();
+    }
+    return count;
+  }
+  /// True if the other end closes, whatever it says before.
+  bool sees_end(std::chrono::milliseconds within = patience) {
+    try {
+      drain(within);
+      return true;
+    } catch (const std::runtime_error&) {
+      return false;
+    }
+  }
+  /// True if bytes wait, or the end.
+  [[nodiscard]] bool readable(std::chrono::milliseconds within = 0ms) const {
+    pollfd entry{socket_, POLLIN, 0};
+    return !pending_.empty() || ::poll(&entry, 1, static_cast<int>(within.count())) > 0;
+  }
+
+  /// This end's port: how the other end knows us.
+  [[nodiscard]] std::uint16_t port() const {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) fail("getsockname");
+    // The port lies at the same place in both families.
+    return ntohs(reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
+  }
+
+  void shut_sending() { ::shutdown(socket_, SHUT_WR); }
+  void close() {
+    if (socket_ >= 0) ::close(std::exchange(socket_, -1));
+  }
+  /// Ends the connection by a reset instead of an orderly end.
+  void reset() {
+    const linger at_once{1, 0};
+    ::setsockopt(socket_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close();
+  }
+
+ private:
+  [[noreturn]] static void fail(const char* what) {
+    throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
+  }
+  void wait(short events, std::chrono::milliseconds within) const {
+    pollfd entry{socket_, events, 0};
+    for (const auto deadline = Clock::now() + within; Clock::now() < deadline;) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+      if (::poll(&entry, 1, static_cast<int>(left.count())) > 0) return;
+    }
+    throw std::runtime_error("the other end neither sends nor takes anything in time");
+  }
+  bool read_some(std::chrono::milliseconds within) {
+    wait(POLLIN, within);
+    std::byte buffer[64 * 1024];
+    const ssize_t count = ::recv(socket_, buffer, sizeof buffer, 0);
+    if (count <= 0) return false;
+    pending_.insert(pending_.end(), buffer, buffer + count);
+    return true;
+  }
+  bool fill(std::size_t size, std::chrono::milliseconds within) {
+    while (pending_.size() < size) {
+      if (!read_some(within)) return false;
+    }
+    return true;
+  }
+
+  int socket_ = -1;
+  Bytes pending_;
+};
+
+/// A listening socket on 127.0.0.1, for clients that connect to a peer played by the test.
+class RawListener {
+ public:
+  explicit RawListener(int backlog = 16, int receive_buffer = 0) {
+    socket_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    if (socket_ < 0 || ::bind(socket_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        ::listen(socket_, backlog) != 0 || ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+      throw std::runtime_error(std::string("cannot listen: ") + std::strerror(errno));
+    }
+    port_ = ntohs(address.sin_port);
+  }
+  RawListener(const RawListener&) = delete;
+  RawListener& operator=(const RawListener&) = delete;
+  ~RawListener() { close(); }
+
+  [[nodiscard]] std::uint16_t port() const noexcept { return port_; }
+  [[nodiscard]] Endpoint endpoint() const { return {Transport::tcp, "127.0.0.1", port_}; }
+
+  RawPeer accept(std::chrono::milliseconds within = patience) {
+    pollfd entry{socket_, POLLIN, 0};
+    if (::poll(&entry, 1, static_cast<int>(within.count())) <= 0) throw std::runtime_error("nobody connects");
+    return RawPeer(::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC));
+  }
+  void close() {
+    if (socket_ >= 0) ::close(std::exchange(socket_, -1));
+  }
+
+ private:
+  int socket_ = -1;
+  std::uint16_t port_ = 0;
+};
+
+}  // namespace msgtrans::test
