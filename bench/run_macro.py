@@ -34,6 +34,7 @@ RIVALS = {
     "asio": ["bench_asio_server", "--style", "callback"],
     "asio-coroutine": ["bench_asio_server", "--style", "coroutine"],
     "msgtrans": ["bench_msgtrans_server"],
+    "msgtrans-coroutine": ["bench_msgtrans_server", "--coroutines"],
 }
 REFERENCE = "epoll"
 OURS = "msgtrans"

@@ -17,7 +17,7 @@ configure_package_config_file(cmake/msgtransConfig.cmake.in "${PROJECT_BINARY_DI
 # before 1.0 a minor version may break
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/msgtransConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/msgtransConfig.cmake" "${PROJECT_BINARY_DIR}/msgtransConfigVersion.cmake"
-              cmake/Findzstd.cmake DESTINATION "${package_dir}")
+              cmake/Findzstd.cmake cmake/Findconcurrentqueue.cmake DESTINATION "${package_dir}")
 
 # The prefix of the pkg-config file is relative to where the file lies, so that the tree can be moved; directories that
 # were given as absolute stay absolute.

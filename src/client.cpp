@@ -6,6 +6,7 @@
 
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/ip/address.hpp>
+#include <msgtrans/detail/exception_text.hpp>
 #include <unistd.h>
 #include <utility>
 
@@ -122,37 +123,45 @@ void Client::start() {
       [self = weak_from_this(), shard = shard_.get()](const std::exception_ptr& exception) {
         shard->counters().handler_failures.add(1);
         if (const auto client = self.lock()) {
-          client->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+          client->failed({{}, Error(Errc::handler_failed, text_of(exception)), exception});
         }
       },
-      nullptr);
+      nullptr,
+      [self = weak_from_this()] {
+        if (const auto client = self.lock()) client->abandoned();
+      });
 }
 
-Error Client::connect(std::string_view url, asio::cancellation_slot slot, Connected& connected) {
-  Error error;
-  const auto target = parse_url(url, error);
-  if (!target) return error;
-  {
-    const std::lock_guard lock(mutex_);
-    if (state_ != State::idle) {
-      return {Errc::wrong_state, state_ == State::cut          ? "the client has been destroyed"
-                                 : state_ == State::connecting ? "another connect() is under way"
-                                                               : "already connected"};
-    }
-    state_ = State::connecting;
+std::optional<Endpoint> Client::begin_connect(std::string_view url, Error& error) {
+  auto target = parse_url(url, error);
+  if (!target) return std::nullopt;
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle) {
+    error = {Errc::wrong_state, state_ == State::cut          ? "the client, or its executor, has been destroyed"
+                                : state_ == State::connecting ? "another connect() is under way"
+                                                              : "already connected"};
+    return std::nullopt;
   }
-  const auto attempt = std::make_shared<Attempt>(shared_from_this(), *target, std::move(connected));
+  state_ = State::connecting;
+  return target;
+}
+
+void Client::connect(const Endpoint& target, asio::cancellation_slot slot, Connected connected) {
+  const auto attempt = std::make_shared<Attempt>(shared_from_this(), target, std::move(connected));
   if (slot.is_connected()) {
-    slot.assign([shard = shard_, attempt](asio::cancellation_type type) {
+    // Weak: the user's slot may outlive the context that the attempt's sockets are of.
+    slot.assign([shard = shard_, watched = std::weak_ptr(attempt)](asio::cancellation_type type) {
       if (type == asio::cancellation_type::none) return;
-      shard->post([attempt] { attempt->end(Error(asio::error::operation_aborted, "connecting was cancelled")); });
+      shard->post([watched] {
+        const auto alive = watched.lock();
+        if (alive) alive->end(Error(asio::error::operation_aborted, "connecting was cancelled"));
+      });
     });
   }
   shard_->post([self = shared_from_this(), attempt] {
     self->attempt_ = attempt;
     attempt->start();
   });
-  return {};
 }
 
 void Client::established(Descriptor socket, const tcp::endpoint& peer, Error& error) {
@@ -202,7 +211,7 @@ void Client::ended(SessionState& state, const Error& reason) noexcept {
     }
     if (exception) {
       shard_->counters().handler_failures.add(1);
-      failed({state.id(), Error(Errc::handler_failed, describe(exception)), exception});
+      failed({state.id(), Error(Errc::handler_failed, text_of(exception)), exception});
     }
   }
   const std::lock_guard lock(mutex_);
@@ -237,8 +246,9 @@ void Client::connect_and_wait(std::string_view url, Error& error) {
     waiter.done = true;
     waiter.ended.notify_one();
   };
-  error = connect(url, {}, connected);
-  if (error) return;
+  const auto target = begin_connect(url, error);
+  if (!target) return;
+  connect(*target, {}, std::move(connected));
   std::unique_lock lock(waiter.mutex);
   waiter.ended.wait(lock, [&] { return waiter.done; });
   error = std::move(waiter.error);
@@ -291,6 +301,15 @@ void Client::cut() {
   shard_->join();
 }
 
+/// The context of the shard is being destroyed.
+void Client::abandoned() {
+  {
+    const std::lock_guard lock(mutex_);
+    state_ = State::cut;
+  }
+  if (attempt_) attempt_->end(Error(asio::error::operation_aborted, "the client's executor has gone"));
+}
+
 void Client::silence() noexcept {
   silent_.store(true);
   if (!Shard::must_not_block()) shard_->wait_until_idle();
@@ -335,14 +354,16 @@ void ClientTransport::start_connect(const std::shared_ptr<detail::Client>& clien
   const auto shard = client->shard();
   const auto slot = detail::asio::get_associated_cancellation_slot(handler);
   auto work = detail::tracked_executor(handler, shard->executor());
-  detail::Client::Connected connected = [shard, work = std::move(work),
-                                         handler = std::move(handler)](const Error& error) mutable {
-    shard->later(std::move(work), std::move(handler), error.code);
-  };
-  if (Error error = client->connect(url, slot, connected)) {
-    client->shard()->post(
-        [connected = std::move(connected), error = std::move(error)]() mutable { std::move(connected)(error); });
+  Error error;
+  const auto target = client->begin_connect(url, error);
+  if (!target) {
+    detail::complete_later(shard->executor(), std::move(work), std::move(handler), error.code);
+    return;
   }
+  client->connect(*target, slot,
+                  [shard, work = std::move(work), handler = std::move(handler)](const Error& result) mutable {
+                    shard->later(std::move(work), std::move(handler), result.code);
+                  });
 }
 
 bool ClientTransport::is_connected() const noexcept {

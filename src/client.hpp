@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <msgtrans/client_transport.hpp>
 #include <mutex>
+#include <optional>
 
 namespace msgtrans::detail {
 
@@ -21,8 +22,10 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   explicit Client(ClientOptions options);
   ~Client() override;
 
-  /// Begins to connect; `connected` is then called on the shard. An error at once leaves `connected` as it was.
-  [[nodiscard]] Error connect(std::string_view url, asio::cancellation_slot slot, Connected& connected);
+  /// Claims the client for one `connect`; nothing, and why, if that cannot be.
+  [[nodiscard]] std::optional<Endpoint> begin_connect(std::string_view url, Error& error);
+  /// After it: `connected` is called on the shard, later.
+  void connect(const Endpoint& target, asio::cancellation_slot slot, Connected connected);
   void connect_and_wait(std::string_view url, Error& error);
   /// Once, before anything else: starts the shard's thread.
   void start();
@@ -59,6 +62,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
 
   class Attempt;
 
+  void abandoned();
   void settle_attempt(Error error, Connected connected);
   void established(Descriptor socket, const asio::ip::tcp::endpoint& peer, Error& error);
 

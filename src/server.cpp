@@ -2,10 +2,13 @@
 #include "server.hpp"
 
 #include "complete.hpp"
+#include "shard_executor.hpp"
 
 #include <algorithm>
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
+#include <msgtrans/detail/exception_text.hpp>
+#include <msgtrans/lockfree/epoch.hpp>
 #include <thread>
 #include <unistd.h>
 
@@ -22,6 +25,7 @@ ServerOptions checked(ServerOptions options) {
   };
   range("shards", options.shards, 0, 1024);
   range("max_sessions", options.max_sessions, 1, ~std::uint64_t{0});
+  range("event_capacity", options.event_capacity, 1, BroadcastChannel<Event>::max_capacity);
   if (!error && options.drain.count() < 0) error = Error(Errc::invalid_option, "drain is negative");
   if (!error && !options.executors.empty()) {
     if (options.shards != 0 && options.shards != options.executors.size()) {
@@ -48,6 +52,29 @@ Server::Server(ServerOptions options)
   } else {
     for (const auto& executor : options_.executors) shards_.push_back(std::make_shared<Shard>(executor));
   }
+  control_ = std::make_shared<ControlLoop>(
+      shards_.front()->executor(),
+      options_.executors.empty() ? ControlLoop::Runs::on_own_thread : ControlLoop::Runs::on_executor,
+      options_.event_capacity, shards_.front()->context());
+  for (const auto& shard : shards_) {
+    shard->set_control(control_);
+    shard_executors_.emplace_back(ShardExecutor(shard));
+  }
+}
+
+std::shared_ptr<Server> Server::make(ServerOptions options) {
+  auto server = std::make_shared<Server>(std::move(options));
+  server->actors_ = std::make_unique<ActorManager<OwnedMessage>>(
+      server->shard_executors_,
+      ActorManagerOptions{.on_event = [control = server->control_](const Event& event) { control->announce(event); },
+                          .on_escalation =
+                              [weak = std::weak_ptr(server)](const Error& error) {
+                                const auto self = weak.lock();
+                                if (!self) return;
+                                self->failed({{}, error, nullptr});
+                                self->begin_stop(self->options_.drain);
+                              }});
+  return server;
 }
 
 Server::~Server() = default;
@@ -109,16 +136,36 @@ void Server::start() {
 }
 
 void Server::start_locked() {
+  if (on_message && on_session) {
+    throw Exception(Error(Errc::invalid_option, "on_message and on_session are both set"));
+  }
   state_ = State::running;
+  if (shards_.front()->abandoned()) {
+    first_shard_gone_ = true;
+    control_->abandon();
+  }
+  control_->start([shards = shards_](std::chrono::milliseconds idle_for) {
+    for (const auto& shard : shards) {
+      shard->post([raw = shard.get(), idle_for] {
+        for (const auto& session : raw->sessions()) session->sweep(idle_for);
+      });
+    }
+  });
   for (const auto& shard : shards_) {
     shard->start(
         [self = weak_from_this(), shard = shard.get()](const std::exception_ptr& exception) {
           shard->counters().handler_failures.add(1);
           if (const auto server = self.lock()) {
-            server->failed({{}, Error(Errc::handler_failed, describe(exception)), exception});
+            server->failed({{}, Error(Errc::handler_failed, text_of(exception)), exception});
           }
         },
-        shared_from_this());
+        shared_from_this(),
+        [self = weak_from_this(), first = shard == shards_.front()] {
+          const auto server = self.lock();
+          if (!server) return;
+          server->begin_stop(std::chrono::milliseconds{0});
+          if (first) server->first_shard_abandoned();
+        });
   }
   for (const auto& listener : listeners_) start_accepting(listener);
 }
@@ -127,6 +174,7 @@ void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::end
                        const std::shared_ptr<const SessionOptions>& options) {
   const auto address = peer.address();
   bool admitted = false;
+  bool announced = false;
   SessionPtr state;
   try {
     admitted = registry_->admit(address);
@@ -153,13 +201,19 @@ void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::end
       state->refuse();
       registry_->remove(state->id());
       registry_->leave(address);
+      shard.collect_later();
       return;
     }
+    control_->send_about(*state, ControlCommand::SessionAdded{});
+    announced = true;
+    if (on_session) spawn_actor(*state);
     state->open();
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
     if (state) {
       state->refuse();
       registry_->remove(state->id());
+      shard.collect_later();
+      if (announced) control_->send_about(*state, ControlCommand::SessionRemoved{Error(Errc::refused)}, true);
     }
     if (admitted) registry_->leave(address);
     shard.counters().accept_failures.add(1);
@@ -167,9 +221,22 @@ void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::end
   }
 }
 
+void Server::spawn_actor(SessionState& state) {
+  const auto index = static_cast<std::size_t>(
+      std::ranges::find(shards_, &state.shard(), [](const auto& entry) { return entry.get(); }) - shards_.begin());
+  auto behaviour = [behaviour = on_session, session = SessionPtr(&state)](ProtocolActor<OwnedMessage> actor) {
+    return (*behaviour)(SessionActor(std::move(actor), Session(session)));
+  };
+  auto core = std::make_shared<ActorCore<OwnedMessage>>(state.id(), shard_executors_[index], actor_options,
+                                                        std::move(behaviour), actors_->state());
+  state.set_actor(core);
+  actors_->state()->spawn(core);
+}
+
 void Server::ended(SessionState& state, const Error& reason) noexcept {
   registry_->remove(state.id());
   registry_->leave(state.peer().address());
+  control_->send_about(state, ControlCommand::SessionRemoved{reason}, true);
   if (!on_disconnect || silent_.load()) return;
   call_handler(state, [&](Session& session) { on_disconnect(session, reason); });
 }
@@ -185,7 +252,7 @@ bool Server::call_handler(SessionState& state, const std::function<void(Session&
     exception = std::current_exception();
   }
   state.shard().counters().handler_failures.add(1);
-  failed({state.id(), Error(Errc::handler_failed, describe(exception)), exception});
+  failed({state.id(), Error(Errc::handler_failed, text_of(exception)), exception});
   return false;
 }
 
@@ -295,6 +362,7 @@ ServerStats Server::stats() const {
     sum.requests += counters.requests.value();
     sum.requests_timed_out += counters.requests_timed_out.value();
     sum.unmatched_responses += counters.unmatched_responses.value();
+    sum.sessions_swept += counters.sessions_swept.value();
   }
   return sum;
 }
@@ -336,7 +404,8 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   if (state_ != State::idle && state_ != State::running) return;
   const bool ran = state_ == State::running;
   state_ = State::stopping;
-  shards_left_ = shards_.size();
+  shards_draining_ = shards_left_ = shards_.size();
+  stop_by_ = Clock::now() + drain;
   if (run_context_ != nullptr) run_context_->stop();
   const auto listeners = listeners_;
   lock.unlock();
@@ -344,15 +413,20 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
     std::vector<std::shared_ptr<TcpAcceptor>> acceptors;
     for (const auto& listener : listeners) acceptors.push_back(listener.acceptors[i]);
     if (ran) {
-      shards_[i]->post([self = shared_from_this(), shard = shards_[i], acceptors, drain] {
+      const bool posted = shards_[i]->post([self = shared_from_this(), shard = shards_[i], acceptors, drain] {
         for (const auto& acceptor : acceptors) acceptor->stop();
         self->drain_shard(shard, drain);
       });
+      if (!posted) shard_drained(*shards_[i]);  // its context has been destroyed
     } else {
       for (const auto& acceptor : acceptors) acceptor->close_unstarted();
-      shards_[i]->finish([self = shared_from_this()] { self->shard_finished(); });
     }
   }
+  if (ran) return;
+  actors_->close();
+  actors_->state()->end_loop();
+  control_->shut_down(nullptr);
+  for (const auto& shard : shards_) shard->finish([self = shared_from_this()] { self->shard_finished(); });
 }
 
 StopReport Server::stop(std::chrono::milliseconds drain) {
@@ -374,7 +448,10 @@ StopReport Server::stop(std::chrono::milliseconds drain) {
   const auto report = snapshot();
   lock.unlock();
   const std::lock_guard join_lock(join_mutex_);
+  control_->join();
   for (const auto& shard : shards_) shard->join();
+  // What the threads that have ended had taken out of maps.
+  lockfree::Epoch::collect();
   return report;
 }
 
@@ -431,8 +508,67 @@ void Server::drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milli
   shard->run_at(shard->now() + drain, cut_all);
 }
 
+/// Its last session has gone.
 void Server::shard_drained(Shard& shard) {
-  shard.finish([self = shared_from_this()] { self->shard_finished(); });
+  if (Shard::current() == &shard) shard.send_control();
+  bool gone = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (--shards_draining_ != 0) return;
+    gone = first_shard_gone_;
+  }
+  // Those without a session, and those that go on after theirs.
+  actors_->close();
+  if (gone || !shards_.front()->post([self = shared_from_this()] { self->end_actors(); })) actors_ended();
+}
+
+/// Its context is being destroyed: what runs there will not go on.
+void Server::first_shard_abandoned() {
+  bool drained = false;
+  {
+    const std::lock_guard lock(mutex_);
+    first_shard_gone_ = true;
+    drained = state_ == State::stopping && shards_draining_ == 0;
+  }
+  control_->abandon();
+  if (drained) actors_ended();
+}
+
+/// On the first shard: lets them end within the time of the stop, then cancels what they wait for.
+void Server::end_actors() {
+  // Also if none is left: what they told the manager is carried out before this.
+  actors_->state()->stop_all(false, [self = shared_from_this()] { self->actors_ended(); });
+  if (actors_->size() == 0) return;
+  shards_.front()->run_at(stop_by_, [self = shared_from_this()] {
+    const std::size_t left = self->actors_->size();
+    if (left == 0) return;
+    {
+      const std::lock_guard lock(self->mutex_);
+      self->report_.actors_cut += left;
+    }
+    self->actors_->cut_all();
+    // One that waits for what cannot be cancelled ends with its context.
+    constexpr auto patience = std::chrono::seconds(1);
+    self->shards_.front()->run_at(self->shards_.front()->now() + patience, [self] { self->actors_ended(); });
+  });
+}
+
+void Server::actors_ended() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(actors_ended_, true)) return;
+  }
+  actors_->state()->end_loop();
+  // The subscribers are told of every end before the shards go, one of which runs the broadcaster.
+  control_->shut_down([self = shared_from_this()] { self->finish_shards(); });
+}
+
+void Server::finish_shards() {
+  for (const auto& shard : shards_) {
+    const bool posted = shard->post(
+        [self = shared_from_this(), raw = shard.get()] { raw->finish([self] { self->shard_finished(); }); });
+    if (!posted) shard_finished();
+  }
 }
 
 void Server::shard_finished() {
@@ -454,8 +590,7 @@ void Server::shard_finished() {
 
 namespace msgtrans {
 
-ServerTransport::ServerTransport(ServerOptions options)
-    : server_(std::make_shared<detail::Server>(std::move(options))) {}
+ServerTransport::ServerTransport(ServerOptions options) : server_(detail::Server::make(std::move(options))) {}
 
 ServerTransport::~ServerTransport() {
   server_->end();
@@ -478,6 +613,12 @@ void ServerTransport::set_on_connect(std::function<Admission(Session&)> handler)
 }
 void ServerTransport::on_message(MessageHandler handler) {
   server_->set(&detail::Server::on_message, std::move(handler));
+}
+void ServerTransport::on_session(SessionBehaviour behaviour, const ActorOptions& options) {
+  if (auto error = validate(options)) throw Exception(error);
+  server_->set(&detail::Server::actor_options, options);
+  server_->set(&detail::Server::on_session,
+               behaviour ? std::make_shared<const SessionBehaviour>(std::move(behaviour)) : nullptr);
 }
 void ServerTransport::on_disconnect(DisconnectHandler handler) {
   server_->set(&detail::Server::on_disconnect, std::move(handler));
@@ -519,7 +660,16 @@ BroadcastResult ServerTransport::broadcast(BytesView payload, const SendOptions&
 }
 
 SessionManager ServerTransport::session_manager() const {
-  return SessionManager(server_->registry());
+  return SessionManager(server_->registry(), server_->control());
+}
+ActorManager<OwnedMessage>& ServerTransport::actor_manager() const noexcept {
+  return server_->actors();
+}
+Subscription<Event> ServerTransport::subscribe() {
+  return server_->control()->subscribe();
+}
+Control ServerTransport::control() const {
+  return Control(server_->control());
 }
 std::size_t ServerTransport::session_count() const noexcept {
   return server_->registry()->size();

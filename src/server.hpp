@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "control_loop.hpp"
 #include "session_registry.hpp"
 #include "session_state.hpp"
 #include "shard.hpp"
@@ -8,6 +9,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <msgtrans/actor/actor_manager.hpp>
 #include <msgtrans/server_transport.hpp>
 #include <mutex>
 #include <vector>
@@ -17,6 +19,7 @@ namespace msgtrans::detail {
 /// What `ServerTransport` refers to; outlives it while shards still finish.
 class Server final : public SessionHost, public std::enable_shared_from_this<Server> {
  public:
+  [[nodiscard]] static std::shared_ptr<Server> make(ServerOptions options);
   explicit Server(ServerOptions options);
   ~Server() override;
 
@@ -31,6 +34,8 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
 
   BroadcastResult broadcast(BytesView payload, const SendOptions& options);
   [[nodiscard]] const std::shared_ptr<SessionRegistry>& registry() const noexcept { return registry_; }
+  [[nodiscard]] const std::shared_ptr<ControlLoop>& control() const noexcept { return control_; }
+  [[nodiscard]] ActorManager<OwnedMessage>& actors() const noexcept { return *actors_; }
   [[nodiscard]] const std::shared_ptr<Shard>& first_shard() const noexcept { return shards_.front(); }
   [[nodiscard]] ServerStats stats() const;
   [[nodiscard]] std::vector<Endpoint> endpoints() const;
@@ -45,6 +50,8 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
 
   std::function<Admission(Session&)> on_connect;
   MessageHandler on_message;
+  std::shared_ptr<const SessionBehaviour> on_session;
+  ActorOptions actor_options;
   DisconnectHandler on_disconnect;
   ErrorHandler on_error;
 
@@ -73,13 +80,21 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
                  const std::shared_ptr<const SessionOptions>& options);
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
   void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);
+  void spawn_actor(SessionState& state);
   void shard_drained(Shard& shard);
+  void first_shard_abandoned();
+  void end_actors();
+  void actors_ended();
+  void finish_shards();
   void shard_finished();
 
   const ServerOptions options_;
   const std::shared_ptr<SessionRegistry> registry_;
   const std::shared_ptr<const SessionOptions> session_options_;
   std::vector<std::shared_ptr<Shard>> shards_;
+  std::vector<asio::any_io_executor> shard_executors_;  // ShardExecutors
+  std::shared_ptr<ControlLoop> control_;
+  std::unique_ptr<ActorManager<OwnedMessage>> actors_;
 
   std::atomic<bool> silent_{false};
   mutable std::mutex mutex_;
@@ -88,6 +103,10 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   State state_ = State::idle;
   std::vector<Listener> listeners_;
   asio::io_context* run_context_ = nullptr;  // of run(), while it waits
+  std::size_t shards_draining_ = 0;
+  TimePoint stop_by_{};
+  bool first_shard_gone_ = false;
+  bool actors_ended_ = false;
   std::size_t shards_left_ = 0;
   StopReport report_;
   struct StopWaiter {

@@ -4,10 +4,31 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <msgtrans/actor/reply_to.hpp>
 #include <msgtrans/session/session.hpp>
 #include <mutex>
 
 namespace msgtrans {
+
+namespace detail {
+namespace {
+
+wire::Header local_header(wire::PacketType type, BytesView payload, const SendOptions& options) {
+  constexpr std::size_t largest_extension = 65'535;
+  constexpr std::uint64_t largest_payload = 0xffff'ffff;
+  if (options.extension.size() > largest_extension || payload.size() > largest_payload) {
+    throw Exception(Error(Errc::too_large, "a payload of " + std::to_string(payload.size()) +
+                                               " bytes with an extension header of " +
+                                               std::to_string(options.extension.size())));
+  }
+  wire::Header header = header_for(type, options);
+  header.ext_len = static_cast<std::uint16_t>(options.extension.size());
+  header.payload_len = static_cast<std::uint32_t>(payload.size());
+  return header;
+}
+
+}  // namespace
+}  // namespace detail
 
 // --- Message and OwnedMessage
 
@@ -30,11 +51,35 @@ OwnedMessage::OwnedMessage(const wire::Header& header, std::span<const std::byte
   std::copy_n(payload.data(), payload_size_, bytes_.get() + extension_size_);
 }
 
+OwnedMessage::OwnedMessage(BytesView payload, const SendOptions& options)
+    : OwnedMessage(detail::local_header(wire::PacketType::one_way, payload, options), options.extension, payload) {
+  local_ = true;
+}
+
+OwnedMessage::OwnedMessage(BytesView payload, const SendOptions& options, ReplyTo<OwnedMessage> reply_to)
+    : OwnedMessage(detail::local_header(wire::PacketType::request, payload, options), options.extension, payload) {
+  struct Asker final : detail::LocalAsker {
+    explicit Asker(ReplyTo<OwnedMessage> to) noexcept : reply_to(std::move(to)) {}
+    void answer(OwnedMessage reply) override { reply_to.answer(std::move(reply)); }
+    ReplyTo<OwnedMessage> reply_to;
+  };
+  asker_ = std::make_unique<Asker>(std::move(reply_to));
+  local_ = true;
+}
+
 OwnedMessage::~OwnedMessage() {
   if (session_) session_->give_up_answer();
 }
 
 SendResult OwnedMessage::respond(BytesView payload, BytesView extension) {
+  if (asker_) {
+    OwnedMessage reply(detail::local_header(wire::PacketType::response, payload,
+                                            {.biz_type = header_.biz_type, .extension = extension}),
+                       extension, payload);
+    reply.local_ = true;
+    std::exchange(asker_, nullptr)->answer(std::move(reply));
+    return SendResult::queued;
+  }
   if (!session_) return SendResult::not_found;
   const auto result = session_->respond_retained(header_, payload, extension);
   if (result == SendResult::queued) session_ = nullptr;

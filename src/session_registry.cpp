@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "session_registry.hpp"
 
+#include "control_loop.hpp"
+
+#include <algorithm>
+#include <msgtrans/detail/insist.hpp>
 #include <msgtrans/session/session_manager.hpp>
 
 namespace msgtrans {
 
 namespace detail {
+
+SessionRegistry::Address SessionRegistry::key_of(const asio::ip::address& address) noexcept {
+  return address.is_v4() ? asio::ip::make_address_v6(asio::ip::v4_mapped, address.to_v4()).to_bytes()
+                         : address.to_v6().to_bytes();
+}
 
 bool SessionRegistry::admit(const asio::ip::address& address) {
   std::size_t taken = places_taken_.load(std::memory_order_relaxed);
@@ -15,7 +24,7 @@ bool SessionRegistry::admit(const asio::ip::address& address) {
   if (max_per_address_ == 0) return true;
   try {
     const std::lock_guard lock(addresses_mutex_);
-    auto& count = addresses_[address.to_string()];
+    auto& count = addresses_[key_of(address)];
     if (count < max_per_address_) {
       ++count;
       return true;
@@ -32,43 +41,29 @@ void SessionRegistry::leave(const asio::ip::address& address) noexcept {
   places_taken_.fetch_sub(1, std::memory_order_relaxed);
   if (max_per_address_ == 0) return;
   const std::lock_guard lock(addresses_mutex_);
-  const auto found = addresses_.find(address.to_string());
+  const auto found = addresses_.find(key_of(address));
   if (found != addresses_.end() && --found->second == 0) addresses_.erase(found);
 }
 
 void SessionRegistry::add(const SessionPtr& session) {
-  Stripe& in = stripe(session->id());
-  const std::lock_guard lock(in.mutex);
-  in.sessions.emplace(session->id(), session);
-  size_.fetch_add(1, std::memory_order_relaxed);
+  sessions_.insert(session->id(), session);
 }
 
 bool SessionRegistry::remove(SessionId id) noexcept {
-  Stripe& in = stripe(id);
-  SessionPtr removed;  // outlives the lock: the last reference may go with it
-  const std::lock_guard lock(in.mutex);
-  const auto found = in.sessions.find(id);
-  if (found == in.sessions.end()) return false;
-  removed = std::move(found->second);
-  in.sessions.erase(found);
-  size_.fetch_sub(1, std::memory_order_relaxed);
-  return true;
+  // A thread's very first use of the map takes a few words of memory. The session must not stay behind.
+  return insist([&] { return sessions_.erase(id); });
 }
 
-SessionPtr SessionRegistry::find(SessionId id) const noexcept {
-  const Stripe& in = stripe(id);
-  const std::lock_guard lock(in.mutex);
-  const auto found = in.sessions.find(id);
-  return found == in.sessions.end() ? nullptr : found->second;
+SessionPtr SessionRegistry::find(SessionId id) const {
+  SessionPtr found;
+  sessions_.visit(id, [&found](const SessionPtr& session) { found = session; });
+  return found;
 }
 
 std::vector<SessionPtr> SessionRegistry::all() const {
   std::vector<SessionPtr> sessions;
   sessions.reserve(size() + 16);
-  for (const Stripe& in : stripes_) {
-    const std::lock_guard lock(in.mutex);
-    for (const auto& [id, session] : in.sessions) sessions.push_back(session);
-  }
+  sessions_.for_each([&sessions](SessionId, const SessionPtr& session) { sessions.push_back(session); });
   return sessions;
 }
 
@@ -94,6 +89,15 @@ std::vector<SessionId> SessionManager::ids() const {
   std::vector<SessionId> ids;
   for (const auto& session : registry_->all()) ids.push_back(session->id());
   return ids;
+}
+
+bool SessionManager::sweep(std::chrono::milliseconds idle_for) const {
+  const auto longest = std::chrono::duration_cast<std::chrono::milliseconds>(detail::longest_duration);
+  return control_->send({detail::ControlCommand::Sweep{std::clamp(idle_for, std::chrono::milliseconds{0}, longest)}});
+}
+
+ControlStats SessionManager::stats() const noexcept {
+  return control_->stats();
 }
 
 }  // namespace msgtrans

@@ -2,13 +2,18 @@
 #include "session_state.hpp"
 
 #include "complete.hpp"
+#include "control_loop.hpp"
 #include "tcp.hpp"
 
 #include <algorithm>
 #include <array>
+#include <boost/asio/bind_executor.hpp>
 #include <boost/asio/error.hpp>
 #include <cerrno>
 #include <linux/sockios.h>
+#include <msgtrans/detail/exception_text.hpp>
+#include <msgtrans/detail/insist.hpp>
+#include <msgtrans/session/session_actor.hpp>
 #include <new>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -23,6 +28,12 @@ iovec iovec_of(std::span<const std::byte> bytes) noexcept {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};  // sendmsg only reads
 }
 
+bool high_priority(const wire::Header& header) noexcept {
+  return (header.flags & wire::flags::high_priority) != 0;
+}
+
+}  // namespace
+
 wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept {
   wire::Header header;
   header.type = type;
@@ -32,12 +43,6 @@ wire::Header header_for(wire::PacketType type, const SendOptions& options) noexc
   return header;
 }
 
-bool high_priority(const wire::Header& header) noexcept {
-  return (header.flags & wire::flags::high_priority) != 0;
-}
-
-}  // namespace
-
 void intrusive_ptr_add_ref(const SessionState* state) noexcept {
   state->references_.fetch_add(1, std::memory_order_relaxed);
 }
@@ -45,11 +50,6 @@ void intrusive_ptr_add_ref(const SessionState* state) noexcept {
 void intrusive_ptr_release(const SessionState* state) noexcept {
   // acq_rel: what every holder did to the session happens before its destruction.
   if (state->references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete state;
-}
-
-SessionId next_session_id() noexcept {
-  static std::atomic<std::uint64_t> last{0};
-  return SessionId(last.fetch_add(1, std::memory_order_relaxed) + 1);
 }
 
 void Descriptor::reset() noexcept {
@@ -126,20 +126,51 @@ SendResult SessionState::check(std::size_t payload, std::size_t extension) const
 SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
   const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
   if (priority) {
-    return priority_budget_.try_reserve(size, limit) ? SendResult::queued : SendResult::would_block;
+    if (priority_budget_.try_reserve(size, limit)) return SendResult::queued;
+    found_full();
+    return SendResult::would_block;
   }
   if (normal_waiting_.load(std::memory_order_relaxed) != 0) return SendResult::would_block;
   if (options_->slow_consumer == SlowConsumer::drop_oldest) {
     // The oldest are dropped by the shard, where the queue is; until then, what is on its way there is bounded by a
     // second budget.
     const protocol::OutboundDepth with_inbox{2 * limit.bytes, 2 * limit.packets};
-    return budget_.try_reserve(size, with_inbox) ? SendResult::queued : SendResult::would_block;
+    if (budget_.try_reserve(size, with_inbox)) return SendResult::queued;
+    found_full();
+    return SendResult::would_block;
   }
   if (budget_.try_reserve(size, limit)) return SendResult::queued;
+  found_full();
   if (options_->slow_consumer == SlowConsumer::wait) return SendResult::would_block;
-  close(Error(Errc::slow_consumer, "outbound queue full: " + std::to_string(budget_.depth().bytes) + " bytes in " +
-                                       std::to_string(budget_.depth().packets) + " packets"));
+  std::string text;
+  try {
+    text = describe_full();
+  } catch (const std::bad_alloc&) {
+    // The code says enough.
+  }
+  close(Error(Errc::slow_consumer, std::move(text)));
   return SendResult::closed;
+}
+
+std::string SessionState::describe_full() const {
+  const auto depth = budget_.depth();
+  return "outbound queue full: " + std::to_string(depth.bytes) + " bytes in " + std::to_string(depth.packets) +
+         " packets, limits " + std::to_string(options_->outbound_bytes) + " and " +
+         std::to_string(options_->outbound_packets);
+}
+
+/// Tells it once, until the queue has been below half again.
+void SessionState::found_full() noexcept {
+  if (slow_.load(std::memory_order_relaxed) || slow_.exchange(true, std::memory_order_relaxed)) return;
+  ControlLoop* const control = shard_->control();
+  if (control == nullptr || !control->has_subscribers()) return;
+  try {
+    Event event{EventKind::slow_consumer, id_, to_endpoint(peer_).to_string(),
+                Error(Errc::slow_consumer, describe_full())};
+    control->send_about(*this, ControlCommand::Announce{std::move(event)});
+  } catch (const std::bad_alloc&) {
+    // News may be lost.
+  }
 }
 
 void SessionState::unreserve(std::size_t size, bool priority) noexcept {
@@ -224,13 +255,14 @@ void SessionState::close(Error reason) noexcept {
   // itself is a command like any other, so that what was accepted before it is written before it.
   open_.store(false, std::memory_order_release);
   if (Shard::current() == shard_.get()) protocol_.mute();
-  try {
-    shard_->post([self = SessionPtr(this), reason = std::move(reason)]() mutable {
-      self->protocol_.close(std::move(reason), self->shard_->now());
+  // It takes no more messages, so it must end.
+  insist([&] {
+    // A copy: posting again needs the reason again.
+    shard_->post([self = SessionPtr(this), why = reason]() mutable {
+      self->protocol_.close(std::move(why), self->shard_->now());
       self->shard_->touch(*self);
     });
-  } catch (const std::bad_alloc&) {
-  }
+  });
 }
 
 // --- starting an operation, any thread
@@ -370,6 +402,7 @@ void SessionState::make_room(std::size_t size) noexcept {
          (depth.bytes + size > options_->outbound_bytes || depth.packets + 1 > options_->outbound_packets)) {
     const std::size_t dropped = protocol_.outbound().drop_oldest();
     if (dropped == 0) return;
+    found_full();
     budget_.release({dropped, 1});
     shard_->counters().dropped_oldest.add(1);
     depth = protocol_.outbound().depth();
@@ -500,14 +533,26 @@ void SessionState::admit_waiting() noexcept {
 }
 
 void SessionState::expire_waiting() noexcept {
-  if (!waiting_ || waiting_->deadline > shard_->now()) return;
-  while (auto command = take_waiting([now = shard_->now()](const auto& waiter) { return waiter.deadline <= now; })) {
-    shard_->counters().requests_timed_out.add(1);
-    command->finish(Errc::request_timeout, *shard_);
-  }
+  const TimePoint now = shard_->now();
+  if (!waiting_ || waiting_->deadline > now) return;
   waiting_->deadline = TimePoint::max();
-  for (const auto& line : waiting_->lanes) {
-    for (const auto& waiter : line) waiting_->deadline = std::min(waiting_->deadline, waiter->deadline);
+  // One pass, however many there are: thousands may wait, and expire one after the other.
+  for (std::size_t lane = 0; lane < waiting_->lanes.size(); ++lane) {
+    auto& line = waiting_->lanes[lane];
+    auto kept = line.begin();
+    for (auto& waiter : line) {
+      if (waiter->deadline <= now) {
+        shard_->counters().requests_timed_out.add(1);
+        waiter->finish(Errc::request_timeout, *shard_);
+        waiter.reset();
+        if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
+        continue;
+      }
+      waiting_->deadline = std::min(waiting_->deadline, waiter->deadline);
+      if (&*kept != &waiter) *kept = std::move(waiter);
+      ++kept;
+    }
+    line.erase(kept, line.end());
   }
 }
 
@@ -570,6 +615,12 @@ void SessionState::write_out() {
 void SessionState::release(const protocol::OutboundQueue::Written& left) noexcept {
   if (left.normal.packets != 0) budget_.release(left.normal);
   if (left.priority.packets != 0) priority_budget_.release(left.priority);
+  if (slow_.load(std::memory_order_relaxed)) {
+    const auto depth = budget_.depth();
+    if (depth.bytes <= options_->outbound_bytes / 2 && depth.packets <= options_->outbound_packets / 2) {
+      slow_.store(false, std::memory_order_relaxed);
+    }
+  }
 }
 
 /// Counts the answers that are queued in the budget, for those who send from elsewhere. Most answers are written before
@@ -595,6 +646,7 @@ void SessionState::open() {
 
 void SessionState::refuse() noexcept {
   finished_ = true;
+  release_actor();
   open_.store(false, std::memory_order_release);
   protocol_.abort(Error(Errc::refused));
   refuse_waiting();
@@ -667,12 +719,13 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
       }
       return;
     }
+    Message message(header, extension, payload, this);
+    message.answerable_ = message.is_request();
+    if (actor_) return deliver_to_actor(message);
     if (!host_->handles_messages()) {
       counters.unhandled.add(1);
       return;
     }
-    Message message(header, extension, payload, this);
-    message.answerable_ = message.is_request();
     struct Delivery {
       explicit Delivery(bool& flag) noexcept : delivering(flag) { delivering = true; }
       ~Delivery() { delivering = false; }
@@ -684,8 +737,42 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
   }
 }
 
+void SessionState::set_actor(std::shared_ptr<ActorCore<OwnedMessage>> actor) {
+  actor->on_idle = [self = SessionPtr(this)] {
+    if (self->draining_.load(std::memory_order_relaxed)) self->shard_->touch(*self);
+  };
+  actor->on_end = [self = SessionPtr(this)](const Error& failure) {
+    if (self->is_open()) self->close(failure ? failure : Error(Errc::closed_by_user, "its coroutine has ended"));
+  };
+  actor_ = std::move(actor);
+}
+
+void SessionState::release_actor() noexcept {
+  if (!actor_) return;
+  actor_->stop();
+  actor_.reset();
+}
+
+void SessionState::deliver_to_actor(const Message& message) {
+  auto owned = message.retain();
+  const bool urgent = message.high_priority();
+  const auto status = actor_->mailbox->put(std::move(owned), urgent);
+  if (status != ChannelStatus::full) {
+    actor_->manager->count(status);  // closed: it has ended, and so will the session
+    return;
+  }
+  // It waits for room in line with others that tell the actor something; meanwhile nothing more is read.
+  protocol_.hold(true);
+  ActorHandle<OwnedMessage>(actor_).async_tell(
+      std::move(owned), urgent ? Urgency::urgent : Urgency::normal,
+      asio::bind_executor(actor_->executor, [self = SessionPtr(this)](error_code, const std::optional<OwnedMessage>&) {
+        self->protocol_.hold(false);
+        self->shard_->touch(*self);
+      }));
+}
+
 void SessionState::handler_failed(const std::exception_ptr& exception) noexcept {
-  Error error(Errc::handler_failed, describe(exception));
+  Error error(Errc::handler_failed, text_of(exception));
   shard_->counters().handler_failures.add(1);
   host_->failed({id_, error, exception});
   protocol_.close(std::move(error), shard_->now());
@@ -699,8 +786,23 @@ int SessionState::unacknowledged() const noexcept {
 }
 
 bool SessionState::nothing_owed() noexcept {
-  return protocol_.outbound_empty() && answers_owed_.load() == 0 && !waiting_ &&
+  return protocol_.outbound_empty() && answers_owed_.load() == 0 && !waiting_ && !protocol_.held() &&
+         (!actor_ || actor_->is_idle()) &&
          (protocol_.peer_ended() || (shard_->requests().pending(id_) == 0 && !protocol_.has_partial()));
+}
+
+/// Whether everything that was accepted before nothing was owed any more has come in. An answer given on another thread
+/// is in the inbox before it stops being owed, and may still be there.
+bool SessionState::flushed() {
+  if (shard_->caught_up() || flushed_) return true;
+  if (!flush_asked_) {
+    flush_asked_ = true;
+    shard_->post([self = SessionPtr(this), turn = flush_turn_] {
+      if (turn == self->flush_turn_) self->flushed_ = true;
+      self->shard_->touch(*self);
+    });
+  }
+  return false;
 }
 
 void SessionState::settle() noexcept {
@@ -721,7 +823,11 @@ void SessionState::settle() noexcept {
                              std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
         continue;
       }
-      if (protocol_.phase() == protocol::SessionProtocol::Phase::draining && nothing_owed()) {
+      const bool draining = protocol_.phase() == protocol::SessionProtocol::Phase::draining;
+      if (draining && !nothing_owed()) {
+        ++flush_turn_;
+        flush_asked_ = flushed_ = false;
+      } else if (draining && flushed()) {
         // What the peer had sent before it can know of the end is still answered.
         if (!protocol_.peer_ended() && read_once()) {
           if (++probes < most_probes) continue;
@@ -809,6 +915,13 @@ void SessionState::abort(Error reason) {
   shard_->touch(*this);
 }
 
+void SessionState::sweep(std::chrono::milliseconds idle_for) {
+  if (!protocol_.accepts() || protocol_.idle_since() + idle_for > shard_->now()) return;
+  shard_->counters().sessions_swept.add(1);
+  protocol_.close(Error(Errc::idle_timeout, "swept"), shard_->now());
+  shard_->touch(*this);
+}
+
 void SessionState::finish() noexcept {
   finished_ = true;
   stop_accepting();
@@ -818,6 +931,7 @@ void SessionState::finish() noexcept {
     shard_->counters().dropped_at_close.add(left.packets);
   }
   publish_answers();
+  release_actor();
   protocol_.release();
   shard_->timers().disarm(timer_);
   shard_->poller().remove(socket_.get(), *this);
@@ -825,6 +939,14 @@ void SessionState::finish() noexcept {
   if (is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);
     host_->failed({id_, protocol_.reason(), nullptr});
+    if (auto* const control = shard_->control(); control != nullptr && control->has_subscribers()) {
+      try {
+        control->send_about(*this, ControlCommand::Announce{{EventKind::protocol_error, id_,
+                                                             to_endpoint(peer_).to_string(), protocol_.reason()}});
+      } catch (const std::bad_alloc&) {
+        // News may be lost; the session's end tells the reason too.
+      }
+    }
   }
   const auto host = std::move(host_);
   host->ended(*this, protocol_.reason());

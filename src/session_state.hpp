@@ -19,6 +19,12 @@
 
 namespace msgtrans::detail {
 
+template <class M>
+class ActorCore;
+
+/// The header of what a caller sends; its message id and lengths are not set.
+[[nodiscard]] wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept;
+
 /// What a facade is to its sessions. Called on shards; nothing may escape from the noexcept ones.
 class SessionHost {
  public:
@@ -82,6 +88,27 @@ class OutgoingCommand final : public Command {
   std::size_t payload_size_;
 };
 
+/// The order of the commands to the control loop about one session: they are made on any thread.
+class ControlOrder {
+ public:
+  /// The number of the next; none if the last has been made.
+  [[nodiscard]] std::optional<std::uint32_t> next(bool last) noexcept {
+    // Relaxed: the channel orders what the numbers stand for, and the loop puts them in order again.
+    auto word = made_.load(std::memory_order_relaxed);
+    do {
+      if ((word & ended) != 0) return std::nullopt;
+    } while (!made_.compare_exchange_weak(word, (word + one) | (last ? ended : 0), std::memory_order_relaxed));
+    return word / one;
+  }
+
+  std::uint32_t handled = 0;  // the control loop's
+
+ private:
+  static constexpr std::uint32_t ended = 1;
+  static constexpr std::uint32_t one = 2;
+  std::atomic<std::uint32_t> made_{0};  // how many, twice, and whether that is all
+};
+
 /// A file descriptor that closes itself.
 class Descriptor {
  public:
@@ -138,9 +165,12 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   SendResult reserve(std::size_t size, bool high_priority) noexcept;
   /// Gives back what `reserve` took.
   void unreserve(std::size_t size, bool high_priority) noexcept;
+  [[nodiscard]] ControlOrder& control() noexcept { return control_order_; }
 
   // --- on the shard
 
+  /// Before `open`: its messages go to this actor instead of to the host.
+  void set_actor(std::shared_ptr<ActorCore<OwnedMessage>> actor);
   /// Begins to serve the connection.
   void open();
   /// Instead of `open`: ends the connection that was not admitted.
@@ -148,6 +178,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void settle() noexcept;
   void begin_drain();
   void abort(Error reason);
+  /// Ends it if it had no packet either way for that long.
+  void sweep(std::chrono::milliseconds idle_for);
   /// Does what the command says, or lets it wait for room.
   void take(OutgoingCommandPtr command) noexcept;
   /// One of a broadcast; room is reserved.
@@ -207,14 +239,19 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void on_ready(bool readable, bool writable, bool broken) override;
   void deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                std::span<const std::byte> payload);
+  void deliver_to_actor(const Message& message);
+  void release_actor() noexcept;
   void write_out();
   /// With errno as the reason.
   void abort_by_system(const char* what);
   /// \returns how many bytes the socket took, 0 if none now or if it failed: then the session is aborted.
   std::size_t write_some(std::span<iovec> pieces);
   void release(const protocol::OutboundQueue::Written& left) noexcept;
+  void found_full() noexcept;
+  [[nodiscard]] std::string describe_full() const;
   void publish_answers() noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
+  [[nodiscard]] bool flushed();
   /// Bytes the system still holds for the peer.
   [[nodiscard]] int unacknowledged() const noexcept;
   void stop_accepting() noexcept;
@@ -227,6 +264,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   std::atomic<std::uint32_t> normal_waiting_{0};  // of waiting_, for send(): those who wait go first
   std::atomic<std::uint32_t> answers_owed_{0};    // requests retained, and neither answered nor given up
   std::atomic<bool> open_{true};
+  std::atomic<bool> slow_{false};  // its queue was found full, and has not been below half since
+  ControlOrder control_order_;
   std::atomic<bool> draining_{false};
   bool write_waiting_ = false;  // until the poller says that the socket takes bytes again
   bool watching_read_ = false;  // what the poller was told
@@ -236,6 +275,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool finished_ = false;
   bool delivering_ = false;
   bool opened_ = false;
+  bool flush_asked_ = false;  // since nothing is owed
+  bool flushed_ = false;
+  std::uint32_t flush_turn_ = 0;  // of what was asked; an earlier turn's answer is void
 
   int unacknowledged_ = 0;  // when last looked at, while write_waiting_
   SessionId id_;
@@ -249,11 +291,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::OutboundBudget priority_budget_;
   protocol::SessionProtocol protocol_;
   std::unique_ptr<Waiting> waiting_;  // null if nobody waits
+  std::shared_ptr<ActorCore<OwnedMessage>> actor_;
   Timer timer_;
   std::any user_data_;
 };
-
-/// Ids are counted up for the whole process.
-[[nodiscard]] SessionId next_session_id() noexcept;
 
 }  // namespace msgtrans::detail

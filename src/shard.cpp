@@ -2,11 +2,19 @@
 #include "shard.hpp"
 
 #include "complete.hpp"
+#include "control_loop.hpp"
 #include "session_state.hpp"
 
+#include <boost/asio/execution/context_as.hpp>
 #include <boost/asio/execution/outstanding_work.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/prefer.hpp>
+#include <boost/asio/query.hpp>
+#include <boost/asio/system_executor.hpp>
+#include <msgtrans/detail/insist.hpp>
+#include <msgtrans/lockfree/epoch.hpp>
+#include <new>
 #include <pthread.h>
 
 namespace msgtrans::detail {
@@ -17,21 +25,37 @@ constexpr std::size_t read_size = 256 * 1024;
 
 }  // namespace
 
-std::string describe(const std::exception_ptr& exception) noexcept {
-  try {
-    std::rethrow_exception(exception);
-  } catch (const std::exception& known) {
-    return known.what();
-  } catch (...) {
-    return "something that is no std::exception";
+/// Shut down before Asio's own services, on which it was built.
+class Shard::ContextService final : public asio::execution_context::service {
+ public:
+  using key_type = ContextService;
+  static asio::execution_context::id id;
+
+  explicit ContextService(asio::execution_context& context) : service(context) {}
+
+  [[nodiscard]] const std::shared_ptr<Neighbours>& neighbours() const noexcept { return neighbours_; }
+
+  void shutdown() override {
+    std::vector<std::shared_ptr<Shard>> left;
+    {
+      const std::lock_guard lock(neighbours_->mutex);
+      for (Shard* const shard : neighbours_->shards) {
+        if (auto alive = shard->weak_from_this().lock()) left.push_back(std::move(alive));
+      }
+    }
+    for (const auto& shard : left) shard->abandon();
   }
-}
+
+ private:
+  const std::shared_ptr<Neighbours> neighbours_ = std::make_shared<Neighbours>();
+};
+
+asio::execution_context::id Shard::ContextService::id;
 
 constinit thread_local Shard* Shard::current_ = nullptr;
-constinit thread_local bool Shard::own_thread_ = false;
 
 Shard::Shard()
-    : own_context_(std::make_unique<Context>()),
+    : own_context_(std::make_shared<Context>()),
       executor_(own_context_->get_executor()),
       work_(asio::prefer(executor_, asio::execution::outstanding_work.tracked)),
       requests_(Clock::now()),
@@ -44,9 +68,15 @@ Shard::Shard(asio::any_io_executor executor)
       requests_(Clock::now()),
       timers_(Clock::now()),
       timer_(executor_),
-      now_(Clock::now()) {}
+      now_(Clock::now()) {
+  auto& context = asio::query(executor_, asio::execution::context_as<asio::execution_context&>);
+  neighbours_ = asio::use_service<ContextService>(context).neighbours();
+  const std::lock_guard lock(neighbours_->mutex);
+  neighbours_->shards.push_back(this);
+}
 
 Shard::~Shard() {
+  leave_neighbours();
   // Left joinable only when a facade was destroyed inside a handler: nobody can wait for the thread then.
   if (thread_.joinable()) thread_.detach();
 }
@@ -70,14 +100,16 @@ bool Shard::post(std::unique_ptr<Command>&& command) noexcept {
   return true;
 }
 
-void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive) {
+void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive,
+                  std::function<void()> on_abandoned) {
   on_exception_ = std::move(on_exception);
+  on_abandoned_ = std::move(on_abandoned);
   if (!own_context_) return;
   thread_ = std::thread([self = shared_from_this(), keep_alive = std::move(keep_alive)]() mutable {
 #ifdef __linux__
     ::pthread_setname_np(::pthread_self(), "msgtrans");
 #endif
-    own_thread_ = true;
+    ++detail::must_not_block;  // for good
     for (;;) {
       try {
         self->own_context_->run();
@@ -95,19 +127,21 @@ void Shard::start(std::function<void(std::exception_ptr)> on_exception, std::sha
 }
 
 void Shard::finish(std::function<void()> done) {
-  auto last = [self = shared_from_this(), done = std::move(done)]() mutable {
+  if (abandoned_) return done();
+  done_ = std::move(done);
+  auto last = [self = shared_from_this()] {
     {
       Scope scope(*self);
       self->close_inbox();
     }
-    self->timer_.reset();
-    self->alarm_.reset();
-    self->poller_->stop();
+    self->release_context();
     // Behind the completions that closing the inbox may have caused.
-    asio::post(self->executor_, [self, done = std::move(done)] {
+    asio::post(self->executor_, [self] {
       self->work_ = {};
       if (self->own_context_) self->own_context_->stop();
-      done();
+      self->leave_neighbours();
+      self->on_abandoned_ = nullptr;
+      std::exchange(self->done_, nullptr)();
     });
   };
   if (own_context_ && !thread_.joinable()) {
@@ -116,6 +150,35 @@ void Shard::finish(std::function<void()> done) {
   } else {
     asio::post(executor_, std::move(last));
   }
+}
+
+void Shard::release_context() noexcept {
+  timer_.reset();
+  alarm_.reset();
+  poller_->stop();
+}
+
+void Shard::leave_neighbours() noexcept {
+  if (!neighbours_) return;
+  const std::lock_guard lock(neighbours_->mutex);
+  std::erase(neighbours_->shards, this);
+}
+
+/// What is left is ended as a stop would, except that completions are destroyed by the context instead of run. Whoever
+/// keeps a session finds it closed.
+void Shard::abandon() noexcept {
+  {
+    Scope scope(*this);
+    if (on_abandoned_) std::exchange(on_abandoned_, nullptr)();
+    close_inbox();
+    for (const auto& session : sessions()) session->abort(Error(Errc::closed_by_user));
+    abandoned_ = true;
+  }
+  while (has_work()) Scope scope(*this);
+  release_context();
+  executor_ = asio::system_executor();
+  leave_neighbours();
+  if (done_) std::exchange(done_, nullptr)();
 }
 
 void Shard::join() {
@@ -153,6 +216,7 @@ void Shard::remove(SessionState& session) noexcept {
   if (!session.is_linked()) return;
   sessions_.erase(sessions_.iterator_to(session));
   intrusive_ptr_release(&session);
+  has_ended_some_ = true;
   if (sessions_.empty()) poller_->pause();
   if (sessions_.empty() && on_empty) std::exchange(on_empty, nullptr)();
 }
@@ -180,7 +244,24 @@ void Shard::settle_all() noexcept {
     run_completions();
   } while (has_work() && ++rounds < most_rounds);
   if (has_work()) wake();  // the inbox's pushers rely on us
+  send_control();
+  // What the map of sessions keeps for readers that may still look: now, as no later turn may come for long.
+  if (has_ended_some_) collect();
   arm();
+}
+
+void Shard::send_control() noexcept {
+  if (!control_batch_.empty()) control_->send_all(control_batch_);
+}
+
+void Shard::collect() noexcept {
+  try {
+    lockfree::Epoch::collect();
+    // A reader may have held it up: then the next turn tries again.
+    has_ended_some_ = lockfree::Epoch::pending() != 0;
+  } catch (const std::bad_alloc&) {
+    // A thread's first use takes memory; the next turn tries again.
+  }
 }
 
 void Shard::run_completions() noexcept {
@@ -195,29 +276,37 @@ void Shard::run_completions() noexcept {
 }
 
 void Shard::wake() noexcept {
+  if (abandoned_) return;
   try {
-    asio::post(executor_, [self = shared_from_this()] { Scope scope(*self); });
+    // Without it the shard would be deaf: whoever finds the inbox not empty relies on this.
+    insist([this] { asio::post(executor_, [self = shared_from_this()] { Scope scope(*self); }); });
   } catch (const std::exception&) {
-    // Out of memory for the wake-up. The commands stay; the next event of the shard finds them.
+    // An executor that takes nothing any more.
   }
 }
 
 void Shard::run_commands() noexcept {
+  // Senders can be faster than this: then all that is there would be more each time, and Asio's own handlers, a stop's
+  // deadline among them, would wait longer each time.
+  constexpr std::size_t most_a_round = 1024;
+  if (backlog_ == nullptr) backlog_ = inbox_.take_all();
+  run_backlog(most_a_round);
+}
+
+void Shard::run_backlog(std::size_t most) noexcept {
   running_commands_ = true;
-  for (Command* next = inbox_.take_all(); next != nullptr;) {
-    Command* const command = std::exchange(next, next->next);
+  for (; backlog_ != nullptr && most != 0; --most) {
+    Command* const command = std::exchange(backlog_, backlog_->next);
     command->run(std::unique_ptr<Command>(command));
   }
   running_commands_ = false;
 }
 
 void Shard::close_inbox() noexcept {
-  running_commands_ = true;
-  for (Command* next = inbox_.close(); next != nullptr;) {
-    Command* const command = std::exchange(next, next->next);
-    command->run(std::unique_ptr<Command>(command));
-  }
-  running_commands_ = false;
+  constexpr auto all = ~std::size_t{0};
+  run_backlog(all);
+  backlog_ = inbox_.close();
+  run_backlog(all);
 }
 
 void Shard::arm() noexcept {

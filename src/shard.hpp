@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <msgtrans/detail/asio.hpp>
+#include <msgtrans/detail/blocking.hpp>
 #include <msgtrans/lockfree/intrusive_inbox.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/protocol/counter.hpp>
@@ -19,6 +20,7 @@
 #include <msgtrans/protocol/session_protocol.hpp>
 #include <msgtrans/protocol/timer_wheel.hpp>
 #include <msgtrans/session/session.hpp>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -28,6 +30,8 @@ namespace msgtrans::detail {
 using protocol::Clock;
 using protocol::TimePoint;
 
+class ControlLoop;
+struct ControlCommand;
 class Shard;
 
 /// "For ever" as people write it must not overflow when it is added to the time.
@@ -43,9 +47,6 @@ class Command : public lockfree::InboxNode<Command> {
   /// `self` owns this; kept or destroyed as the command likes.
   virtual void run(std::unique_ptr<Command> self) noexcept = 0;
 };
-
-/// The text of an exception.
-[[nodiscard]] std::string describe(const std::exception_ptr& exception) noexcept;
 
 /// What a cancellation slot and the shard share of one waiting operation. Only the shard touches the members.
 struct Operation {
@@ -73,7 +74,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   struct Counters {
     protocol::Counter sessions_total, sessions_refused, accept_failures, packets_in, packets_out, bytes_in, bytes_out,
         protocol_errors, handler_failures, unhandled, dropped_oldest, dropped_at_close, requests, requests_timed_out,
-        unmatched_responses;
+        unmatched_responses, sessions_swept;
   };
 
   /// With a thread of its own, not yet started.
@@ -85,7 +86,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// The shard whose code the calling thread runs; null elsewhere.
   [[nodiscard]] static Shard* current() noexcept { return current_; }
   /// True on threads that must not block: shards' own, and others while they run code of a shard.
-  [[nodiscard]] static bool must_not_block() noexcept { return own_thread_ || current_ != nullptr; }
+  [[nodiscard]] static bool must_not_block() noexcept { return detail::must_not_block != 0; }
 
   /// Encloses each entry into the shard's code. The outermost one's end settles the sessions that were touched, and
   /// the commands that were sent meanwhile.
@@ -93,6 +94,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
    public:
     explicit Scope(Shard& shard) noexcept : shard_(shard), outer_(current_) {
       current_ = &shard;
+      ++detail::must_not_block;
       if (shard_.depth_++ == 0) {
         shard_.busy_.store(true);
         shard_.now_ = Clock::now();
@@ -105,6 +107,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
         shard_.busy_.notify_all();
       }
       --shard_.depth_;
+      --detail::must_not_block;
       current_ = outer_;
     }
     Scope(const Scope&) = delete;
@@ -137,13 +140,22 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void wait_until_idle() const noexcept { busy_.wait(true); }
 
   /// Once, before any session: starts the shard's own thread, if it has one. `on_exception` is told what completion
-  /// handlers throw; `keep_alive` is released when the thread ends.
-  void start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive);
+  /// handlers throw; `keep_alive` is released when the thread ends. `on_abandoned` is called on the shard should the
+  /// user's context be destroyed before `finish`; then the sessions are cut.
+  void start(std::function<void(std::exception_ptr)> on_exception, std::shared_ptr<void> keep_alive,
+             std::function<void()> on_abandoned);
   /// Ends the shard: the commands that were sent are run, later ones are refused. Then calls `done` on the shard; the
   /// thread ends.
   void finish(std::function<void()> done);
   /// After `finish`: waits for the thread; not from a thread that must not block.
   void join();
+
+  /// Once, before any session: to whom the news of its sessions go.
+  void set_control(std::shared_ptr<ControlLoop> control) noexcept { control_ = std::move(control); }
+  /// Null for a client's.
+  [[nodiscard]] ControlLoop* control() const noexcept { return control_.get(); }
+  /// What has to be kept for the executor; null on the user's.
+  [[nodiscard]] std::shared_ptr<void> context() const noexcept { return own_context_; }
 
   // --- on the shard
 
@@ -160,6 +172,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
     }
   }
 
+  /// Its executor's context is being destroyed, or has been.
+  [[nodiscard]] bool abandoned() const noexcept { return abandoned_; }
   [[nodiscard]] TimePoint now() const noexcept { return now_; }
   [[nodiscard]] Counters& counters() noexcept { return counters_; }
   [[nodiscard]] protocol::SharedResources& resources() noexcept { return resources_; }
@@ -170,7 +184,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// reads.
   [[nodiscard]] static std::span<std::byte> read_buffer();
   /// True if everything sent so far has taken effect: then what is done directly keeps its place in the order.
-  [[nodiscard]] bool caught_up() const noexcept { return !running_commands_ && inbox_.empty(); }
+  [[nodiscard]] bool caught_up() const noexcept { return !running_commands_ && backlog_ == nullptr && inbox_.empty(); }
   /// Asks for `SessionState::settle` at the end of the outermost scope.
   void touch(SessionState& session);
 
@@ -180,11 +194,17 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// \throws boost::system::system_error when the system refuses to wait for it.
   void add(SessionState& session);
   void remove(SessionState& session) noexcept;
+  /// A session has left the map, which keeps it for readers that may still look: it is to be given up at the turn's
+  /// end.
+  void collect_later() noexcept { has_ended_some_ = true; }
   [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
   /// A copy: sessions may end meanwhile.
   [[nodiscard]] std::vector<SessionPtr> sessions() const;
   /// Called once, when the last session has gone.
   std::function<void()> on_empty;
+  /// What the control loop is told at the end of the turn, or by `send_control`.
+  [[nodiscard]] std::vector<ControlCommand>& control_batch() noexcept { return control_batch_; }
+  void send_control() noexcept;
 
  private:
   friend class Scope;
@@ -217,16 +237,19 @@ class Shard : public std::enable_shared_from_this<Shard> {
   };
 
   void settle_all() noexcept;
+  void collect() noexcept;
   void run_completions() noexcept;
-  [[nodiscard]] bool has_work() const noexcept { return !inbox_.empty() || !touched_.empty() || !completions_.empty(); }
+  [[nodiscard]] bool has_work() const noexcept {
+    return backlog_ != nullptr || !inbox_.empty() || !touched_.empty() || !completions_.empty();
+  }
   void wake() noexcept;
   void run_commands() noexcept;
+  void run_backlog(std::size_t most) noexcept;
   void arm() noexcept;
   void tick();
 
   // constinit: without it every access from another file goes through a function that may have to initialise it
   static constinit thread_local Shard* current_;
-  static constinit thread_local bool own_thread_;
 
   /// A context whose pending operations can be destroyed before itself: users' coroutines that wait in it may hold
   /// sessions, which hold the shard, which holds the context.
@@ -236,14 +259,29 @@ class Shard : public std::enable_shared_from_this<Shard> {
     using asio::execution_context::shutdown;
   };
 
+  /// Tells the shards on a user's context that it is being destroyed, while it can still be used.
+  class ContextService;
+  /// The shards of one context; outlives it.
+  struct Neighbours {
+    std::mutex mutex;
+    std::vector<Shard*> shards;
+  };
+
+  void abandon() noexcept;
+  void leave_neighbours() noexcept;
+  void release_context() noexcept;
   void close_inbox() noexcept;
 
-  std::unique_ptr<Context> own_context_;
-  asio::any_io_executor executor_;
+  std::shared_ptr<Context> own_context_;
+  std::shared_ptr<Neighbours> neighbours_;  // null on a context of its own
+  asio::any_io_executor executor_;          // the system's once the user's has gone
   asio::any_io_executor work_;
   std::thread thread_;
+  std::shared_ptr<ControlLoop> control_;
+  std::vector<ControlCommand> control_batch_;
 
   lockfree::IntrusiveInbox<Command> inbox_;
+  Command* backlog_ = nullptr;  // taken out of the inbox, and left for a later turn
   Counters counters_;
   protocol::SharedResources resources_;
   protocol::RequestRegistry<PendingRequest> requests_;
@@ -258,9 +296,13 @@ class Shard : public std::enable_shared_from_this<Shard> {
   std::atomic<bool> busy_{false};
   std::atomic<unsigned> wakers_{0};
   bool running_commands_ = false;
+  bool has_ended_some_ = false;
   std::vector<SessionPtr> touched_;
   std::vector<std::unique_ptr<Completion>> completions_;  // of this turn
   std::function<void(std::exception_ptr)> on_exception_;
+  std::function<void()> on_abandoned_;
+  std::function<void()> done_;  // of finish(), until it is called
+  bool abandoned_ = false;
   boost::intrusive::list<ShardMember> sessions_;  // each holds a reference
 };
 

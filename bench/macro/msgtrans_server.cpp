@@ -2,7 +2,7 @@
 
 // The library under the same load as its rivals: public API only, one shard.
 //
-// bench_msgtrans_server [--port N] [--fanout]
+// bench_msgtrans_server [--port N] [--fanout | --coroutines]
 
 #include "common.hpp"
 
@@ -10,15 +10,41 @@
 #include <span>
 #include <vector>
 
+namespace {
+
+/// A coroutine for each session.
+boost::asio::awaitable<void> echo(msgtrans::SessionActor actor) {
+  while (auto message = co_await actor.receive()) {
+    if (message->is_request()) {
+      message->respond(message->payload());
+    } else {
+      actor.session().send(message->payload(), {.biz_type = message->biz_type()});
+    }
+  }
+}
+
+int run(msgtrans::ServerTransport& server, const msgtrans::Endpoint& endpoint) {
+  std::printf("listening tcp %s\n", endpoint.to_string().c_str());
+  std::fflush(stdout);
+  server.run();
+  return 0;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   return bench::run_main("bench_msgtrans_server", [&] {
-    const bench::Arguments arguments(argc, argv, {"--port"}, {"--fanout"});
+    const bench::Arguments arguments(argc, argv, {"--port"}, {"--fanout", "--coroutines"});
     const bool fanout = arguments.has("--fanout");
     const auto port = arguments.number<std::uint16_t>("--port", 0, 0, 65535);
     bench::raise_descriptor_limit(64);
 
     msgtrans::ServerTransport server({.shards = 1});
     const auto endpoint = server.listen(msgtrans::tcp("127.0.0.1:" + std::to_string(port)));
+    if (arguments.has("--coroutines")) {
+      server.on_session(echo);
+      return run(server, endpoint);
+    }
     server.on_message([&](msgtrans::Session& session, const msgtrans::Message& message) {
       if (message.is_request()) {
         session.respond(message, message.payload());
@@ -44,9 +70,6 @@ int main(int argc, char** argv) {
       }
       session.send(payload, {.biz_type = message.biz_type()});
     });
-    std::printf("listening tcp %s\n", endpoint.to_string().c_str());
-    std::fflush(stdout);
-    server.run();
-    return 0;
+    return run(server, endpoint);
   });
 }

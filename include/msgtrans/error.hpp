@@ -29,10 +29,11 @@ enum class Errc {
   // A message was not taken, or not answered.
   would_block,      ///< the outbound queue is full; the payload stays the caller's
   too_large,        ///< the payload or the extension header is over the limit for sending
-  closed,           ///< the session has ended or is ending
+  closed,           ///< the session or channel has ended or is ending
   not_found,        ///< no session has that id
   request_timeout,  ///< no answer within the request's time
   connection_lost,  ///< the connection ended before the answer came
+  no_answer,        ///< whoever was asked dropped the question
 
   // Why a session ended.
   closed_by_peer,        ///< the peer closed between two packets
@@ -45,6 +46,7 @@ enum class Errc {
   write_stalled,         ///< the peer took no byte for the stall deadline
   slow_consumer,         ///< its outbound queue was full and the policy says close
   handler_failed,        ///< a handler threw; the text is the exception's
+  actor_failed,          ///< its actor threw, and was not started again; the text is the exception's
   stopping,              ///< the server or client stops, and all queued and pending was finished
   drain_expired,         ///< the server or client stops, and something was cut at the end of the drain time
   too_many_sessions,     ///< a limit on sessions was reached
@@ -97,7 +99,7 @@ class Exception : public boost::system::system_error {
   return code == make_error_code(Errc::would_block) || code == make_error_code(Errc::request_timeout);
 }
 
-/// True if the session that reported it cannot be used any more.
+/// True if the session that reported it cannot be used any more. A cancelled operation leaves it as it was.
 [[nodiscard]] inline bool is_fatal(const error_code& code) noexcept;
 
 }  // namespace msgtrans

@@ -15,12 +15,21 @@ namespace msgtrans {
 
 class OwnedMessage;
 class Session;
+template <class R>
+class ReplyTo;
 
 namespace detail {
 class SessionState;
 void intrusive_ptr_add_ref(const SessionState* state) noexcept;
 void intrusive_ptr_release(const SessionState* state) noexcept;
 using SessionPtr = boost::intrusive_ptr<SessionState>;
+
+/// Who asked from within the process. Destroyed without an answer, it tells him so.
+class LocalAsker {
+ public:
+  virtual ~LocalAsker() = default;
+  virtual void answer(OwnedMessage reply) = 0;
+};
 }  // namespace detail
 
 /// A message that came in, lent to a handler: valid during the call. `retain()` makes one that lasts.
@@ -62,17 +71,23 @@ class Message {
   mutable bool answerable_ = false;  // a request that still wants its one answer
 };
 
-/// A message that owns its bytes: the answer to a request, or a retained message. Move-only; each object is used by one
-/// thread at a time, any thread.
+/// A message that owns its bytes: the answer to a request, a retained message, or one made to tell an actor something.
+/// Move-only; each object is used by one thread at a time, any thread.
 class OwnedMessage {
  public:
   OwnedMessage() = default;
+  /// A one-way message from within the process: what an actor is told looks like what its peer sends.
+  /// \throws Exception with `too_large` if the extension header is over 65,535 bytes or the payload over 4 GiB.
+  explicit OwnedMessage(BytesView payload, const SendOptions& options = {});
+  /// A request from within the process, for `ActorManager::async_ask` and `ask`: `respond` answers whoever asks there.
+  OwnedMessage(BytesView payload, const SendOptions& options, ReplyTo<OwnedMessage> reply_to);
   OwnedMessage(OwnedMessage&& other) noexcept { swap(other); }
   OwnedMessage& operator=(OwnedMessage&& other) noexcept {
     OwnedMessage(std::move(other)).swap(*this);
     return *this;
   }
-  /// A request that nobody answered is given up: the peer's request times out there.
+  /// A request that nobody answered is given up: the peer's request times out there; who asked from within the process
+  /// is told.
   ~OwnedMessage();
 
   [[nodiscard]] bool is_request() const noexcept { return header_.type == wire::PacketType::request; }
@@ -86,6 +101,8 @@ class OwnedMessage {
   }
   [[nodiscard]] std::string_view text() const noexcept { return BytesView(payload()).text(); }
   [[nodiscard]] std::span<const std::byte> extension() const noexcept { return {bytes_.get(), extension_size_}; }
+  /// True if it was made within the process.
+  [[nodiscard]] bool is_local() const noexcept { return local_; }
 
   /// Answers a retained request, once, from any thread. `not_found` if this is not a request or was answered;
   /// `closed` if its session has ended; `too_large` leaves it answerable.
@@ -103,13 +120,17 @@ class OwnedMessage {
     std::swap(extension_size_, other.extension_size_);
     std::swap(payload_size_, other.payload_size_);
     std::swap(session_, other.session_);
+    std::swap(asker_, other.asker_);
+    std::swap(local_, other.local_);
   }
 
   wire::Header header_;
   std::unique_ptr<std::byte[]> bytes_;
   std::size_t extension_size_ = 0;
   std::size_t payload_size_ = 0;
-  detail::SessionPtr session_;  // set while a request wants its answer
+  detail::SessionPtr session_;                 // set while a request of the peer wants its answer
+  std::unique_ptr<detail::LocalAsker> asker_;  // set while a request from within the process does
+  bool local_ = false;
 };
 
 /// The answer to a request.

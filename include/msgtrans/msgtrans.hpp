@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// All of msgtrans.
+/// The facades, and all that they give and take. The channels (`channel/`), the lock-free parts (`lockfree/`) and the
+/// free-standing actors (`actor/`) are included by themselves.
 #include <msgtrans/client_transport.hpp>
+#include <msgtrans/control.hpp>
 #include <msgtrans/error.hpp>
+#include <msgtrans/event.hpp>
 #include <msgtrans/message.hpp>
+#include <msgtrans/pool/connection_pool.hpp>
+#include <msgtrans/pool/health_checker.hpp>
+#include <msgtrans/pool/load_balancer.hpp>
 #include <msgtrans/send.hpp>
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/session/session.hpp>

@@ -8,7 +8,11 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <msgtrans/channel/broadcast_channel.hpp>
+#include <msgtrans/control.hpp>
+#include <msgtrans/event.hpp>
 #include <msgtrans/session/session.hpp>
+#include <msgtrans/session/session_actor.hpp>
 #include <msgtrans/session/session_manager.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
@@ -57,6 +61,8 @@ struct ServerOptions {
   unsigned shards = 0;
   /// Your own executors, one a shard; then no thread is started and `shards` must be 0 or their number. Each must run
   /// one thing at a time (a strand, or an `io_context` that one thread runs) and must be running until `stop` returned.
+  /// A context that is destroyed earlier cuts its sessions and stops the server; one that a strand here belongs to must
+  /// live longer than the server, since Asio's strands refer to it to their end.
   std::vector<detail::asio::any_io_executor> executors = {};
   /// Sessions at once; further connections are closed and counted as refused. At least 1.
   std::size_t max_sessions = 1'000'000;
@@ -64,6 +70,8 @@ struct ServerOptions {
   std::size_t max_sessions_per_address = 0;
   /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
   std::chrono::milliseconds drain{5'000};
+  /// Events kept for subscribers that are behind, and on their way to them; rounded up to a power of two. 1 to 2^24.
+  std::size_t event_capacity = 4096;
   /// For every listener that names no options of its own.
   SessionOptions session = {};
 };
@@ -94,6 +102,7 @@ struct ServerStats {
   std::uint64_t requests = 0;             ///< requests that this end made
   std::uint64_t requests_timed_out = 0;   ///< of those
   std::uint64_t unmatched_responses = 0;  ///< late, duplicate and forged answers, dropped
+  std::uint64_t sessions_swept = 0;       ///< ended by `SessionManager::sweep`
 };
 
 /// What `stop` had to cut at the end of the drain time; all zero if everything finished.
@@ -102,11 +111,13 @@ struct StopReport {
   std::size_t requests_cut = 0;   ///< requests this end had made, failed with `connection_lost`
   std::size_t answers_cut = 0;    ///< requests of peers whose answer was still owed
   std::uint64_t packets_cut = 0;  ///< packets accepted for sending and not written
+  std::size_t actors_cut = 0;     ///< coroutines that went on after their session had gone, or had none; cancelled
   /// False if the server was still stopping when the call returned (called from a handler, or an executor did not run).
   bool complete = true;
 
   [[nodiscard]] bool clean() const noexcept {
-    return complete && sessions_cut == 0 && requests_cut == 0 && answers_cut == 0 && packets_cut == 0;
+    return complete && sessions_cut == 0 && requests_cut == 0 && answers_cut == 0 && packets_cut == 0 &&
+           actors_cut == 0;
   }
 };
 
@@ -149,7 +160,14 @@ class ServerTransport {
   }
   /// Called for each request and one-way message, in the order a session sent them.
   void on_message(MessageHandler handler);
-  /// Called exactly once for each session that was accepted, after its last message, with the reason.
+  /// Gives each session that `on_connect` accepted a coroutine of its own, which receives its messages through a
+  /// bounded mailbox; instead of `on_message`. `behaviour` takes a `SessionActor`; options: of its mailbox, and of what
+  /// is done when an exception leaves it. When it is given up the session ends with `actor_failed`; when it returns,
+  /// with `closed_by_user`. With `OnFailure::escalate` a failure stops the server, which drains. \throws Exception with
+  /// `invalid_option`, or `wrong_state` once started.
+  void on_session(SessionBehaviour behaviour, const ActorOptions& options = {});
+  /// Called exactly once for each session that was accepted, after its last message, with the reason. What a session's
+  /// coroutine has in its mailbox by then is still received there.
   void on_disconnect(DisconnectHandler handler);
   /// Called for what no call can report: a handler's exception, a protocol error, a failed accept.
   void on_error(ErrorHandler handler);
@@ -192,7 +210,18 @@ class ServerTransport {
   /// Sends to every session that is there. Encoded once; never blocks; O(sessions). Overflow is treated as by `send`.
   BroadcastResult broadcast(BytesView payload, const SendOptions& options = {});
 
+  /// What happens from now on: sessions that come and go, protocol errors, slow consumers, failing actors, and what
+  /// pools and health checkers tell that share this server's control. Messages are not among them. Every subscriber
+  /// gets every event or is told how many it has missed. Ends when the server has stopped, after the last
+  /// `session_disconnected`. \throws std::bad_alloc
+  [[nodiscard]] Subscription<Event> subscribe();
+  /// The control path, for pools and health checkers.
+  [[nodiscard]] Control control() const;
+
   [[nodiscard]] SessionManager session_manager() const;
+  /// The sessions' coroutines, by the ids of their sessions, and free-standing ones that are spawned there; these run
+  /// on the shards in turn and are stopped with the server. Valid while the server is.
+  [[nodiscard]] ActorManager<OwnedMessage>& actor_manager() const noexcept;
   [[nodiscard]] std::size_t session_count() const noexcept;
   [[nodiscard]] ServerStats stats() const;
   /// Where it listens.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +25,18 @@ class SessionId {
  private:
   std::uint64_t value_ = 0;
 };
+
+namespace detail {
+
+// Visible, so that there is one in the process and not one in each shared library.
+[[gnu::visibility("default")]] inline constinit std::atomic<std::uint64_t> last_session_id{0};
+
+/// Counted up for the whole process; sessions and free-standing actors share the numbers.
+[[nodiscard]] inline SessionId next_session_id() noexcept {
+  return SessionId(last_session_id.fetch_add(1, std::memory_order_relaxed) + 1);
+}
+
+}  // namespace detail
 
 /// `session-<n>`.
 [[nodiscard]] inline std::string to_string(SessionId id) {

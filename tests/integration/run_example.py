@@ -4,6 +4,8 @@
 
 run_example.py echo-server EXAMPLE TOOL   EXAMPLE listens, answers `TOOL send`, and ends well at SIGTERM
 run_example.py prints EXAMPLE LINE...     EXAMPLE ends by itself with status 0 and prints these lines, in any order
+run_example.py matches EXAMPLE ARGUMENT... -- PATTERN...
+                                          EXAMPLE ends by itself with status 0 and prints a line like each pattern
 """
 
 import re
@@ -61,5 +63,13 @@ def prints(example, *lines):
         fail(f"the example printed\n{printed}instead of\n" + "\n".join(lines))
 
 
+def matches(*arguments):
+    split = arguments.index("--")
+    printed = run(*arguments[:split])
+    for pattern in arguments[split + 1:]:
+        if not any(re.search(pattern, line) for line in printed.splitlines()):
+            fail(f"the example printed\n{printed}and no line like {pattern}")
+
+
 if __name__ == "__main__":
-    {"echo-server": echo_server, "prints": prints}[sys.argv[1]](*sys.argv[2:])
+    {"echo-server": echo_server, "prints": prints, "matches": matches}[sys.argv[1]](*sys.argv[2:])

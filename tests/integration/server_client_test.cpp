@@ -802,6 +802,39 @@ TEST(End, OfThePeersSendingSideLeavesItEveryAnswerItAskedFor) {
   for (auto& thread : later) thread.join();
 }
 
+TEST(End, OfThePeersSendingSideLeavesItAnswersThatManyThreadsGiveAtOnce) {
+  constexpr std::size_t threads = 4, each = 8;
+  TestServer server;
+  std::mutex mutex;
+  std::vector<OwnedMessage> asked;
+  std::atomic<bool> all_asked{false};
+  server.transport.on_message([&](Session&, const Message& message) {
+    const std::lock_guard lock(mutex);
+    asked.push_back(message.retain());
+    all_asked = asked.size() == threads * each;
+  });
+  server.start();
+  for (int round = 0; round < 200; ++round) {
+    RawPeer peer(server.endpoint);
+    for (std::uint32_t id = 1; id <= threads * each; ++id) peer.send(request(id, "x"));
+    peer.shut_sending();
+    ASSERT_TRUE(wait_until([&] { return all_asked.load(); }));
+    std::vector<std::thread> answering;
+    for (std::size_t i = 0; i < threads; ++i) {
+      answering.emplace_back([&, i] {
+        for (std::size_t k = i * each; k < (i + 1) * each; ++k) asked[k].respond("late");
+      });
+    }
+    for (auto& thread : answering) thread.join();
+    std::set<std::uint32_t> answered;
+    while (const auto answer = peer.receive()) answered.insert(answer->header.message_id);
+    ASSERT_EQ(answered.size(), threads * each) << "in round " << round;
+    const std::lock_guard lock(mutex);
+    asked.clear();
+    all_asked = false;
+  }
+}
+
 TEST(End, OfThePeersSendingSideWithAnAnswerNeverGivenDoesNotHoldTheSessionForEver) {
   TestServer server({.session = {.request_timeout = 100ms, .close_timeout = 100ms}});
   Record<std::shared_ptr<OwnedMessage>> kept;

@@ -3,7 +3,11 @@
 #include "support/process.hpp"
 
 #include <atomic>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <csignal>
 #include <future>
 #include <gtest/gtest.h>
@@ -19,6 +23,16 @@ namespace asio = boost::asio;
 /// Far below the drain times that the tests give, so that "did not wait for the drain" and "a slow machine" differ.
 constexpr auto soon = 10s;
 constexpr auto long_drain = 30s;
+
+/// What an operation ends with; `start` is given its handler.
+template <class Start>
+error_code code_of(Start start) {
+  // No use_future: ThreadSanitizer does not see how libstdc++ counts the references of the exceptions in it.
+  const auto promise = std::make_shared<std::promise<error_code>>();
+  auto code = promise->get_future();
+  start([promise](error_code result, const auto&...) { promise->set_value(result); });
+  return in_time(code);
+}
 
 std::unique_ptr<ClientTransport> connect(const TestServer& server) {
   auto client = std::make_unique<ClientTransport>();
@@ -551,8 +565,68 @@ TEST(UsersExecutor, ThatHasGoneLeavesHandlesHarmless) {
     kept = server.session();
   }
   EXPECT_EQ(kept->stats().packets_in, 1U);
-  (void)kept->send("to nobody");
+  EXPECT_FALSE(kept->is_open());
+  EXPECT_EQ(kept->send("to nobody"), SendResult::closed);
+  EXPECT_EQ(code_of([&](auto handler) { kept->async_send("to nobody", {}, handler); }), Errc::closed);
+  EXPECT_EQ(code_of([&](auto handler) { kept->async_request("to nobody", handler); }), Errc::closed);
   kept->close();
+}
+
+TEST(UsersExecutor, MayGoBeforeTheServerWhichThenStops) {
+  std::optional<asio::io_context> context(std::in_place, 1);
+  asio::thread_pool other(1);
+  TestServer server({.executors = {context->get_executor(), asio::make_strand(other)}, .drain = long_drain});
+  server.echo().start();
+  std::vector<std::unique_ptr<RawPeer>> peers;
+  for (int i = 0; i < 10; ++i) {
+    peers.push_back(std::make_unique<RawPeer>(server.endpoint));
+    peers.back()->send(request(1, "x"));
+  }
+  EXPECT_TRUE(wait_until([&] {
+    context->poll();
+    return server.transport.stats().packets_out == 10;
+  }));
+  context.reset();
+  const auto report = server.transport.stop(long_drain);
+  EXPECT_TRUE(report.complete);
+  EXPECT_EQ(server.ends.size(), 10U);
+  EXPECT_EQ(server.transport.stats().sessions, 0U);
+  for (auto& peer : peers) EXPECT_TRUE(peer->sees_end());
+}
+
+TEST(UsersExecutor, MayGoBeforeTheServerWasStarted) {
+  std::optional<asio::io_context> context(std::in_place, 1);
+  TestServer server({.executors = {context->get_executor()}});
+  context.reset();
+  server.start();
+  EXPECT_TRUE(server.transport.stop(long_drain).complete);
+}
+
+TEST(UsersExecutor, MayGoBeforeTheClient) {
+  TestServer server;
+  server.echo().start();
+  for (const bool half_way : {false, true}) {
+    std::optional<asio::io_context> context(std::in_place, 1);
+    ClientTransport client({.executor = context->get_executor()});
+    const auto unfinished = std::make_shared<int>();
+    asio::cancellation_signal cancel;
+    client.async_connect(server.url(), asio::bind_cancellation_slot(cancel.slot(), [unfinished](error_code) {}));
+    if (half_way) {
+      context->run_one();
+    } else {
+      EXPECT_TRUE(wait_until([&] {
+        context->poll();
+        return client.is_connected();
+      }));
+      client.async_request("x", [unfinished](error_code, const Reply&) {});
+    }
+    context.reset();
+    EXPECT_EQ(unfinished.use_count(), 1);
+    EXPECT_FALSE(client.is_connected());
+    EXPECT_EQ(client.send("x"), SendResult::closed);
+    EXPECT_EQ(code_of([&](auto handler) { client.async_connect(server.url(), handler); }), Errc::wrong_state);
+    cancel.emit(asio::cancellation_type::terminal);
+  }
 }
 
 // --- what is left

@@ -113,6 +113,7 @@ TEST_P(Policy, EverySessionThatComesGoesAndEveryAcceptedPacketIsAccountedFor) {
       transport.session_manager().for_each([&](Session& session) {
         (void)session.stats();
         (void)session.peer();
+        if (under_way > 2'000) return std::this_thread::yield();  // faster than the shards, it would only fill memory
         ++under_way;
         session.async_send("waits", [&](error_code code) {
           if (!code) ++accepted;

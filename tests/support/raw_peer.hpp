@@ -62,9 +62,9 @@ inline Bytes response(std::uint32_t id, BytesView payload) {
 class RawPeer {
  public:
   /// Connects. A receive buffer of that size (the system's own sizing is off then): 0 leaves it to the system.
-  explicit RawPeer(const Endpoint& to, int receive_buffer = 0) {
-    const bool ipv6 = to.host.find(':') != std::string::npos;
-    socket_ = ::socket(ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  explicit RawPeer(const Endpoint& to, int receive_buffer = 0)
+      : RawPeer(::socket(is_ipv6(to) ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const bool ipv6 = is_ipv6(to);
     if (socket_ < 0) fail("socket");
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     const int on = 1;
@@ -179,6 +179,7 @@ class RawPeer {
   }
 
  private:
+  static bool is_ipv6(const Endpoint& endpoint) { return endpoint.host.find(':') != std::string::npos; }
   [[noreturn]] static void fail(const char* what) {
     throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
   }

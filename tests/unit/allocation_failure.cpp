@@ -10,9 +10,12 @@ namespace {
 thread_local bool armed = false;
 thread_local long successes_left = 0;
 
+void* try_allocate(std::size_t size) noexcept {
+  if (armed && successes_left-- == 0) return nullptr;
+  return std::malloc(size == 0 ? 1 : size);
+}
 void* allocate(std::size_t size) {
-  if (armed && successes_left-- == 0) throw std::bad_alloc();
-  if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  if (void* const memory = try_allocate(size)) return memory;
   throw std::bad_alloc();
 }
 
@@ -42,6 +45,12 @@ void* operator new(std::size_t size) {
 void* operator new[](std::size_t size) {
   return allocate(size);
 }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return try_allocate(size);
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return try_allocate(size);
+}
 void operator delete(void* memory) noexcept {
   std::free(memory);
 }
@@ -52,5 +61,11 @@ void operator delete(void* memory, std::size_t) noexcept {
   std::free(memory);
 }
 void operator delete[](void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, const std::nothrow_t&) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, const std::nothrow_t&) noexcept {
   std::free(memory);
 }

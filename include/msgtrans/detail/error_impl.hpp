@@ -35,6 +35,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::not_found: return "no such session";
       case Errc::request_timeout: return "request timed out";
       case Errc::connection_lost: return "connection lost before the answer";
+      case Errc::no_answer: return "nobody answered";
       case Errc::closed_by_peer: return "closed by peer";
       case Errc::truncated: return "closed by peer inside a packet";
       case Errc::closed_by_user: return "closed by this end";
@@ -45,6 +46,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::write_stalled: return "peer stopped reading";
       case Errc::slow_consumer: return "slow consumer";
       case Errc::handler_failed: return "handler failed";
+      case Errc::actor_failed: return "actor failed";
       case Errc::stopping: return "stopping";
       case Errc::drain_expired: return "cut at the end of the drain time";
       case Errc::too_many_sessions: return "too many sessions";
@@ -69,9 +71,11 @@ inline const boost::system::error_category& error_category() noexcept {
 
 inline bool is_fatal(const error_code& code) noexcept {
   if (!code.failed() || is_retryable(code)) return false;
+  if (code == boost::system::errc::operation_canceled) return false;
   if (code.category() != error_category()) return true;
   switch (static_cast<Errc>(code.value())) {
     case Errc::too_large:
+    case Errc::no_answer:
     case Errc::invalid_option:
     case Errc::invalid_address:
     case Errc::not_supported:

@@ -180,6 +180,10 @@ class SessionProtocol {
   /// Hands out nothing more; `close` is to follow.
   void mute() noexcept { muted_ = true; }
 
+  /// Hands out nothing while held: whoever gets the packets has no room for another.
+  void hold(bool held) noexcept { held_ = held; }
+  [[nodiscard]] bool held() const noexcept { return held_; }
+
   /// Ends at once.
   void abort(Error reason) {
     phase_ = Phase::ended;
@@ -242,6 +246,9 @@ class SessionProtocol {
     }
   }
 
+  /// When the last packet came or went; the beginning, if none did.
+  [[nodiscard]] TimePoint idle_since() const noexcept { return last_packet_; }
+
   /// Any thread may read these.
   [[nodiscard]] std::uint64_t packets_in() const noexcept { return packets_in_.value(); }
   [[nodiscard]] std::uint64_t packets_out() const noexcept { return packets_out_.value(); }
@@ -251,7 +258,7 @@ class SessionProtocol {
  private:
   /// Whether the next packet may be handed out: between the marks it stays as it was.
   [[nodiscard]] bool deliverable() noexcept {
-    if (!accepts() || muted_) return false;
+    if (!accepts() || muted_ || held_) return false;
     const OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
     if (answers.bytes >= options_->outbound_bytes || answers.packets >= options_->outbound_packets) {
       paused_ = true;
@@ -328,6 +335,7 @@ class SessionProtocol {
   Phase phase_ = Phase::open;
   bool paused_ = false;  // the answers have been over their budget and not yet under half of it
   bool muted_ = false;
+  bool held_ = false;
   bool parked_ = false;  // whole packets may wait undecoded
   bool peer_ended_ = false;
   bool blocked_ = false;  // the transport took no byte since blocked_since_
