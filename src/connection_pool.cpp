@@ -306,22 +306,23 @@ std::shared_ptr<PoolSlot> Pool::take_idle() noexcept {
   return nullptr;
 }
 
-PooledConnection Pool::lend(std::shared_ptr<PoolSlot> slot) noexcept {
-  in_use_.fetch_add(1, std::memory_order_relaxed);
+PooledConnection Pool::lend(std::shared_ptr<PoolSlot> slot, Borrower borrower) noexcept {
+  slot->borrower = borrower;
+  lent_[static_cast<std::size_t>(borrower)].fetch_add(1, std::memory_order_relaxed);
   acquired_.add();
   slot->was_lent = true;
   ClientTransport& client = *slot->client;
   return PooledConnection(std::move(slot), client);
 }
 
-PooledConnection Pool::try_acquire() noexcept {
+PooledConnection Pool::try_acquire(Borrower borrower) noexcept {
   if (waiting_.load() != 0 || closed_.load()) return {};
   auto slot = take_idle();
-  return slot ? lend(std::move(slot)) : PooledConnection();
+  return slot ? lend(std::move(slot), borrower) : PooledConnection();
 }
 
 void Pool::give_back(std::shared_ptr<PoolSlot> slot) noexcept {
-  in_use_.fetch_sub(1, std::memory_order_relaxed);
+  lent_[static_cast<std::size_t>(slot->borrower)].fetch_sub(1, std::memory_order_relaxed);
   slot->last_used = Clock::now();
   const bool expired = options_.lifetime.count() != 0 && slot->last_used - slot->made >= options_.lifetime;
   if (slot->discarded || expired || !slot->usable() || count_.load() > max_.load() || waiting_.load() != 0 ||
@@ -339,7 +340,7 @@ void Pool::give_back(std::shared_ptr<PoolSlot> slot) noexcept {
   }
 }
 
-void Pool::acquire(AcquireHandler handler, bool patient) {
+void Pool::acquire(AcquireHandler handler, Borrower borrower, bool patient) {
   auto state = std::make_shared<PoolWaitState>();
   auto work =
       has_ended() ? tracked_executor(handler, asio::system_executor()) : tracked_executor(handler, shard_->executor());
@@ -351,8 +352,8 @@ void Pool::acquire(AcquireHandler handler, bool patient) {
       });
     });
   }
-  std::unique_ptr<Command> waiter =
-      std::make_unique<PoolWaiter>(shared_from_this(), std::move(handler), std::move(work), std::move(state), patient);
+  std::unique_ptr<Command> waiter = std::make_unique<PoolWaiter>(shared_from_this(), std::move(handler),
+                                                                 std::move(work), std::move(state), borrower, patient);
   waiting_.fetch_add(1);
   if (shard_->post(std::move(waiter))) return;
   waiting_.fetch_sub(1);
@@ -386,7 +387,7 @@ PoolStats Pool::stats() const {
   stats.min_connections = min_.load();
   stats.max_connections = max_.load();
   stats.idle = idle_.size_approx();
-  stats.in_use = in_use_.load();
+  stats.in_use = in_use();
   stats.connecting = connecting_.load();
   stats.probing = probing_.load();
   stats.waiting = waiting_.load();
@@ -592,7 +593,8 @@ void Pool::place(std::shared_ptr<PoolSlot> slot) noexcept {
     waiters_.pop_front();
     waiting_.fetch_sub(1);
     first->state->waiter = nullptr;
-    shard_->later(std::move(first->work), std::move(first->handler), error_code(), lend(std::move(slot)));
+    shard_->later(std::move(first->work), std::move(first->handler), error_code(),
+                  lend(std::move(slot), first->borrower));
     return;
   }
   try {
@@ -790,14 +792,14 @@ void PoolRequest::go_on(bool initiating) {
 void PoolRequest::try_pool() {
   const auto self = shared_from_this();
   const auto pool = current_;  // the operation may be elsewhere already when acquire() returns
-  if (auto connection = pool->try_acquire()) return ask(std::move(connection));
+  if (auto connection = pool->try_acquire(Borrower::request)) return ask(std::move(connection));
   pool->acquire(
       asio::bind_cancellation_slot(
           signal_.slot(), asio::bind_executor(asio::system_executor(),
                                               [self](error_code code, PooledConnection connection) {
                                                 self->step([&] { self->acquired(code, std::move(connection)); });
                                               })),
-      patient_);
+      Borrower::request, patient_);
 }
 
 void PoolRequest::acquired(error_code code, PooledConnection connection) {
@@ -813,7 +815,6 @@ void PoolRequest::ask(PooledConnection connection) {
   const auto self = shared_from_this();
   const auto slot = connection.slot_;  // the connection may be given up already when async_request() returns
   connection_ = std::move(connection);
-  current_->asking(true);
   slot->client->async_request(
       std::span(std::as_const(bytes_)).subspan(extension_size_), options_,
       asio::bind_cancellation_slot(signal_.slot(),
@@ -824,7 +825,6 @@ void PoolRequest::ask(PooledConnection connection) {
 
 void PoolRequest::answered(error_code code, Reply reply) {
   constexpr int most_not_taken = 3;
-  current_->asking(false);
   if (code == Errc::closed) {
     // Not taken, so not sent. What it was asked of is no use to anybody.
     connection_.slot_->ended.store(true, std::memory_order_release);
@@ -889,7 +889,7 @@ void start_request(PoolRequestPtr request, ReplyHandler handler) {
 }
 
 PooledConnection try_acquire(Pool& pool) noexcept {
-  return pool.try_acquire();
+  return pool.try_acquire(Borrower::user);
 }
 
 asio::any_io_executor executor_of(const Pool& pool) noexcept {
@@ -897,7 +897,7 @@ asio::any_io_executor executor_of(const Pool& pool) noexcept {
 }
 
 void start_acquire(const std::shared_ptr<Pool>& pool, AcquireHandler handler) {
-  pool->acquire(std::move(handler), true);
+  pool->acquire(std::move(handler), Borrower::user, true);
 }
 
 }  // namespace msgtrans::detail
@@ -939,9 +939,9 @@ PooledConnection ConnectionPool::acquire(Error& error) {
     error = Error(Errc::blocking_on_shard, "acquire() would block a thread that runs handlers; use async_acquire");
     return {};
   }
-  if (auto found = pool_->try_acquire()) return found;
+  if (auto found = pool_->try_acquire(detail::Borrower::user)) return found;
   detail::Meeting<error_code, PooledConnection> meeting;
-  pool_->acquire(meeting.handler(), true);
+  pool_->acquire(meeting.handler(), detail::Borrower::user, true);
   auto [code, connection] = meeting.wait();
   if (!code) return std::move(connection);
   error = Error(code);

@@ -69,6 +69,10 @@ void after_turns(const asio::any_io_executor& executor, int turns, F f) {
   });
 }
 
+/// Who has a connection: a destroyed pool's thread is not waited for while users have some, since that may be for ever,
+/// but it is for requests, which end with their connections.
+enum class Borrower : std::uint8_t { user, request };
+
 /// Why a connection is given up.
 enum class Retired : std::uint8_t { idle, expired, broken, probe, shrunk, discarded, at_end };
 
@@ -93,6 +97,7 @@ class PoolSlot : public std::enable_shared_from_this<PoolSlot> {
   std::atomic<bool> ended{false};  // the connection, whoever has it
   bool discarded = false;
   bool was_lent = false;
+  Borrower borrower = Borrower::user;  // while it is lent
   TimePoint made;
   TimePoint last_used;
   std::uint32_t failures_before = 0;  // attempts that had failed, one after the other, before it was begun
@@ -110,8 +115,13 @@ struct PoolWaitState {
 class PoolWaiter final : public Command, public boost::intrusive::list_base_hook<> {
  public:
   PoolWaiter(std::shared_ptr<Pool> owner, AcquireHandler h, asio::any_completion_executor w,
-             std::shared_ptr<PoolWaitState> s, bool is_patient) noexcept
-      : pool(std::move(owner)), handler(std::move(h)), work(std::move(w)), state(std::move(s)), patient(is_patient) {}
+             std::shared_ptr<PoolWaitState> s, Borrower b, bool is_patient) noexcept
+      : pool(std::move(owner)),
+        handler(std::move(h)),
+        work(std::move(w)),
+        state(std::move(s)),
+        borrower(b),
+        patient(is_patient) {}
 
   void run(std::unique_ptr<Command> self) noexcept override;
 
@@ -119,6 +129,7 @@ class PoolWaiter final : public Command, public boost::intrusive::list_base_hook
   AcquireHandler handler;
   asio::any_completion_executor work;
   const std::shared_ptr<PoolWaitState> state;
+  const Borrower borrower;
   const bool patient;
   TimePoint deadline = TimePoint::max();
 };
@@ -135,10 +146,10 @@ class Pool final : public std::enable_shared_from_this<Pool> {
 
   // --- any thread
 
-  [[nodiscard]] PooledConnection try_acquire() noexcept;
+  [[nodiscard]] PooledConnection try_acquire(Borrower borrower) noexcept;
   /// Stands in line. If not `patient`, it leaves with the error of the last attempt as soon as there is no connection,
   /// and the server could not be reached just now.
-  void acquire(AcquireHandler handler, bool patient);
+  void acquire(AcquireHandler handler, Borrower borrower, bool patient);
   void give_back(std::shared_ptr<PoolSlot> slot) noexcept;
   void resize(std::size_t min, std::size_t max);
   void close();
@@ -150,16 +161,12 @@ class Pool final : public std::enable_shared_from_this<Pool> {
 
   [[nodiscard]] PoolStats stats() const;
   /// Connections that users have, those of requests not counted.
-  [[nodiscard]] std::size_t users() const noexcept {
-    const auto all = in_use_.load(), asked = asked_.load();
-    return all > asked ? all - asked : 0;
+  [[nodiscard]] std::size_t users() const noexcept { return lent_[static_cast<std::size_t>(Borrower::user)].load(); }
+  [[nodiscard]] std::size_t in_use() const noexcept {
+    return lent_[0].load(std::memory_order_relaxed) + lent_[1].load(std::memory_order_relaxed);
   }
-  /// A request got a connection, or is done with it.
-  void asking(bool begins) noexcept { begins ? asked_.fetch_add(1) : asked_.fetch_sub(1); }
   /// In use and wanted.
-  [[nodiscard]] std::size_t load() const noexcept {
-    return in_use_.load(std::memory_order_relaxed) + waiting_.load(std::memory_order_relaxed);
-  }
+  [[nodiscard]] std::size_t load() const noexcept { return in_use() + waiting_.load(std::memory_order_relaxed); }
   [[nodiscard]] const ConnectionPoolOptions& options() const noexcept { return options_; }
   [[nodiscard]] const std::shared_ptr<Shard>& shard() const noexcept { return shard_; }
   /// Null once the context of the user's executor has gone.
@@ -181,7 +188,7 @@ class Pool final : public std::enable_shared_from_this<Pool> {
   [[nodiscard]] bool on_own_thread() const noexcept { return !options_.executor; }
   /// From the idle list; null if there is none.
   [[nodiscard]] std::shared_ptr<PoolSlot> take_idle() noexcept;
-  [[nodiscard]] PooledConnection lend(std::shared_ptr<PoolSlot> slot) noexcept;
+  [[nodiscard]] PooledConnection lend(std::shared_ptr<PoolSlot> slot, Borrower borrower) noexcept;
 
   void arrived(std::unique_ptr<PoolWaiter> waiter) noexcept;
   void leave(PoolWaiter& waiter, error_code code) noexcept;
@@ -229,8 +236,7 @@ class Pool final : public std::enable_shared_from_this<Pool> {
   std::atomic<std::size_t> max_;
   std::atomic<bool> closed_{false};
   std::atomic<bool> finishing_{false};
-  alignas(64) std::atomic<std::size_t> in_use_{0};
-  std::atomic<std::size_t> asked_{0};  // of these, by requests
+  alignas(64) std::array<std::atomic<std::size_t>, 2> lent_{};  // in use, by Borrower
   lockfree::LockFreeCounter acquired_;
 
   mutable std::mutex mutex_;

@@ -4,6 +4,7 @@
 #include "support/process.hpp"
 #include "support/server_process.hpp"
 
+#include <array>
 #include <atomic>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -947,6 +948,22 @@ TEST_F(Pool, DestructorWaitsForItsThreadIfNobodyHasAConnection) {
     }
     EXPECT_EQ(asked.wait_for(0ms), std::future_status::ready);
     EXPECT_EQ(library_threads(), before);
+  }
+}
+
+TEST_F(Pool, DestructorWaitsForItsThreadAtEveryMomentOfARequest) {
+  const auto before = library_threads();
+  constexpr auto longest = 400us;  // an answer has come by then, mostly
+  for (auto moment = 0us; moment < longest; moment += 2us) {
+    std::array<Answer, 3> asked;
+    {
+      ConnectionPool pool(options(0, 1));
+      for (auto& one : asked) one = ask(pool, "x", {.timeout = 0ms});
+      for (const auto until = Clock::now() + moment; Clock::now() < until;) {
+      }
+    }
+    for (const auto& one : asked) EXPECT_EQ(one.wait_for(0ms), std::future_status::ready) << moment.count();
+    EXPECT_EQ(library_threads(), before) << moment.count();
   }
 }
 
