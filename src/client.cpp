@@ -2,7 +2,8 @@
 #include "client.hpp"
 
 #include "complete.hpp"
-#include "tcp.hpp"
+#include "handshake.hpp"
+#include "sockets.hpp"
 
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/ip/address.hpp>
@@ -18,12 +19,14 @@ using asio::ip::tcp;
 /// On the shard.
 class Client::Attempt : public std::enable_shared_from_this<Attempt> {
  public:
-  Attempt(std::shared_ptr<Client> client, Endpoint target, Connected connected)
+  Attempt(std::shared_ptr<Client> client, Target target, Connected connected)
       : client_(std::move(client)),
-        target_(std::move(target)),
+        target_(std::move(target.endpoint)),
+        make_connection_(std::move(target.make_connection)),
         connected_(std::move(connected)),
         resolver_(client_->shard_->executor()),
         socket_(client_->shard_->executor()),
+        retry_(client_->shard_->executor()),
         deadline_(client_->shard_->executor()) {}
 
   void start() {
@@ -37,6 +40,7 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
                                                     " ms"));
       });
     }
+    if (target_.transport == Transport::unix_socket) return try_unix();
     error_code code;
     if (const auto address = asio::ip::make_address(target_.host, code); !code) {
       addresses_.emplace_back(address, target_.port);
@@ -59,8 +63,10 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
     auto connected = std::exchange(connected_, nullptr);
     deadline_.cancel();
     resolver_.cancel();
+    retry_.cancel();
     error_code ignored;
     socket_.close(ignored);
+    if (handshake_) std::exchange(handshake_, nullptr)->end(error);
     client_->settle_attempt(std::move(error), std::move(connected));
   }
 
@@ -76,23 +82,71 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
       if (!self->connected_) return;
       if (error) {
         self->last_error_ =
-            Error(error, "cannot connect to " + to_endpoint(address).to_string() + ": " + error.message());
+            Error(error, "cannot connect to " + Peer{.address = address}.to_string() + ": " + error.message());
         return self->next();
       }
-      Error failure;
       error_code code;
-      const int descriptor = self->socket_.release(code);
-      self->client_->established(Descriptor(descriptor), address, failure);
-      self->end(std::move(failure));
+      self->agree(Descriptor(self->socket_.release(code)), {.transport = self->target_.transport, .address = address});
     });
   }
 
+  void try_unix() {
+    if (!connected_) return;
+    error_code code;
+    Descriptor socket = connect_unix(target_, code);
+    if (socket) {
+      const auto credentials = credentials_of(socket.get());
+      return agree(std::move(socket),
+                   {.transport = target_.transport, .credentials = credentials, .path = target_.path});
+    }
+    if (code != boost::system::errc::resource_unavailable_try_again) {
+      return end(Error(code, "cannot connect to " + target_.to_string() + ": " + code.message()));
+    }
+    // The server's queue is full, and the system does not say when it no longer is.
+    retry_.expires_after(std::chrono::milliseconds(5));
+    retry_.async_wait([self = shared_from_this()](const error_code& error) {
+      if (error) return;
+      Shard::Scope scope(*self->client_->shard_);
+      self->try_unix();
+    });
+  }
+
+  /// What the transport has to, before there is a session.
+  void agree(Descriptor socket, Peer peer) {
+    prepare(socket.get(), *client_->session_options_);
+    if (!make_connection_) return established({std::move(socket)}, std::move(peer));
+    try {
+      auto connection = make_connection_(socket.get());
+      handshake_ = std::make_shared<Handshake>(
+          client_->shard_, Link{std::move(socket), std::move(connection)},
+          [self = shared_from_this(), peer](const Error& error, Link link) {
+            self->handshake_ = nullptr;
+            if (!error) return self->established(std::move(link), peer);
+            self->end(Error(error.code, "no session with " + peer.to_string() + ": " + error.message()));
+          });
+      handshake_->start(std::chrono::milliseconds{0});  // the attempt's deadline is for this too
+    } catch (const std::exception& failure) {
+      handshake_ = nullptr;
+      end(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+    }
+  }
+
+  void established(Link link, Peer peer) {
+    if (!connected_) return;
+    Error failure;
+    client_->established(std::move(link), std::move(peer), failure);
+    end(std::move(failure));
+  }
+
   std::shared_ptr<Client> client_;
-  Endpoint target_;
+  const Endpoint target_;
+  const ConnectionFactory make_connection_;  // none: packets are the socket's bytes
   Connected connected_;
   tcp::resolver resolver_;
   tcp::socket socket_;
+  asio::steady_timer retry_;  // of a Unix socket
   asio::steady_timer deadline_;
+  std::shared_ptr<Handshake> handshake_;  // while there is one
   std::vector<tcp::endpoint> addresses_;
   std::size_t next_ = 0;
   Error last_error_;
@@ -132,9 +186,10 @@ void Client::start() {
       });
 }
 
-std::optional<Endpoint> Client::begin_connect(std::string_view url, Error& error) {
-  auto target = parse_url(url, error);
-  if (!target) return std::nullopt;
+std::optional<Client::Target> Client::begin_connect(std::string_view url, Error& error) {
+  auto endpoint = parse_url(url, error);
+  if (!endpoint) return std::nullopt;
+  Target target{.endpoint = std::move(*endpoint), .make_connection = {}};
   const std::lock_guard lock(mutex_);
   if (state_ != State::idle) {
     error = {Errc::wrong_state, state_ == State::cut          ? "the client, or its executor, has been destroyed"
@@ -146,8 +201,8 @@ std::optional<Endpoint> Client::begin_connect(std::string_view url, Error& error
   return target;
 }
 
-void Client::connect(const Endpoint& target, asio::cancellation_slot slot, Connected connected) {
-  const auto attempt = std::make_shared<Attempt>(shared_from_this(), target, std::move(connected));
+void Client::connect(Target target, asio::cancellation_slot slot, Connected connected) {
+  const auto attempt = std::make_shared<Attempt>(shared_from_this(), std::move(target), std::move(connected));
   if (slot.is_connected()) {
     // Weak: the user's slot may outlive the context that the attempt's sockets are of.
     slot.assign([shard = shard_, watched = std::weak_ptr(attempt)](asio::cancellation_type type) {
@@ -164,10 +219,9 @@ void Client::connect(const Endpoint& target, asio::cancellation_slot slot, Conne
   });
 }
 
-void Client::established(Descriptor socket, const tcp::endpoint& peer, Error& error) {
-  prepare(socket.get(), *session_options_);
-  const SessionPtr session(
-      new SessionState(next_session_id(), shard_, shared_from_this(), session_options_, std::move(socket), peer));
+void Client::established(Link link, Peer peer, Error& error) {
+  const SessionPtr session(new SessionState(next_session_id(), shard_, shared_from_this(), session_options_,
+                                            std::move(link), std::move(peer)));
   try {
     session->open();
   } catch (const boost::system::system_error& failure) {
@@ -246,9 +300,9 @@ void Client::connect_and_wait(std::string_view url, Error& error) {
     waiter.done = true;
     waiter.ended.notify_one();
   };
-  const auto target = begin_connect(url, error);
+  auto target = begin_connect(url, error);
   if (!target) return;
-  connect(*target, {}, std::move(connected));
+  connect(std::move(*target), {}, std::move(connected));
   std::unique_lock lock(waiter.mutex);
   waiter.ended.wait(lock, [&] { return waiter.done; });
   error = std::move(waiter.error);
@@ -355,12 +409,12 @@ void ClientTransport::start_connect(const std::shared_ptr<detail::Client>& clien
   const auto slot = detail::asio::get_associated_cancellation_slot(handler);
   auto work = detail::tracked_executor(handler, shard->executor());
   Error error;
-  const auto target = client->begin_connect(url, error);
+  auto target = client->begin_connect(url, error);
   if (!target) {
     detail::complete_later(shard->executor(), std::move(work), std::move(handler), error.code);
     return;
   }
-  client->connect(*target, slot,
+  client->connect(std::move(*target), slot,
                   [shard, work = std::move(work), handler = std::move(handler)](const Error& result) mutable {
                     shard->later(std::move(work), std::move(handler), result.code);
                   });

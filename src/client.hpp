@@ -5,7 +5,6 @@
 #include "shard.hpp"
 
 #include <atomic>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <condition_variable>
 #include <msgtrans/client_transport.hpp>
@@ -22,10 +21,15 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   explicit Client(ClientOptions options);
   ~Client() override;
 
+  struct Target {
+    Endpoint endpoint;
+    ConnectionFactory make_connection;
+  };
+
   /// Claims the client for one `connect`; nothing, and why, if that cannot be.
-  [[nodiscard]] std::optional<Endpoint> begin_connect(std::string_view url, Error& error);
+  [[nodiscard]] std::optional<Target> begin_connect(std::string_view url, Error& error);
   /// After it: `connected` is called on the shard, later.
-  void connect(const Endpoint& target, asio::cancellation_slot slot, Connected connected);
+  void connect(Target target, asio::cancellation_slot slot, Connected connected);
   void connect_and_wait(std::string_view url, Error& error);
   /// Once, before anything else: starts the shard's thread.
   void start();
@@ -64,7 +68,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
 
   void abandoned();
   void settle_attempt(Error error, Connected connected);
-  void established(Descriptor socket, const asio::ip::tcp::endpoint& peer, Error& error);
+  void established(Link link, Peer peer, Error& error);
 
   const ClientOptions options_;
   const std::shared_ptr<const SessionOptions> session_options_;

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <msgtrans/error.hpp>
 #include <span>
 #include <sys/uio.h>
@@ -68,5 +70,8 @@ class Connection {
  private:
   Error error_;
 };
+
+/// Makes what stands between packets and that socket, which outlives it. Any thread. May throw.
+using ConnectionFactory = std::function<std::unique_ptr<Connection>(int descriptor)>;
 
 }  // namespace msgtrans::detail

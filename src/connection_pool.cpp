@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "check_duration.hpp"
 #include "complete.hpp"
 #include "pool.hpp"
 
@@ -74,12 +75,6 @@ struct Meeting {
 };
 
 }  // namespace
-
-Error check_duration(const char* name, std::chrono::milliseconds value, bool zero_allowed) {
-  if (value.count() >= (zero_allowed ? 0 : 1) && value <= longest_duration) return {};
-  return Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) + " ms, must be from " +
-                                         (zero_allowed ? "0 (off)" : "1 ms") + " to a year");
-}
 
 Error validate(const ConnectionPoolOptions& options) {
   Error error;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control_loop.hpp"
 
-#include "tcp.hpp"
-
 #include <algorithm>
 #include <boost/asio/post.hpp>
 #include <limits>
@@ -187,10 +185,10 @@ void ControlLoop::carry_out(ControlCommand& command) noexcept {
   try {
     if (std::holds_alternative<ControlCommand::SessionAdded>(command.what)) {
       if (!has_subscribers()) return;
-      publish({EventKind::session_connected, command.session->id(), to_endpoint(command.session->peer()).to_string()});
+      publish({EventKind::session_connected, command.session->id(), command.session->peer().to_string()});
     } else if (auto* const removed = std::get_if<ControlCommand::SessionRemoved>(&command.what)) {
       if (!has_subscribers()) return;
-      publish({EventKind::session_disconnected, command.session->id(), to_endpoint(command.session->peer()).to_string(),
+      publish({EventKind::session_disconnected, command.session->id(), command.session->peer().to_string(),
                std::move(removed->reason)});
     } else if (auto* const news = std::get_if<ControlCommand::Announce>(&command.what)) {
       publish(std::move(news->event));

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <msgtrans/transport/endpoint.hpp>
 #include <ostream>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 namespace msgtrans {
 
@@ -52,6 +54,23 @@ bool split(std::string_view text, Endpoint& endpoint, std::string& problem) {
   return true;
 }
 
+bool check_path(std::string_view path, Endpoint& endpoint, std::string& problem) {
+  constexpr std::size_t most = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.empty() || path == "@") {
+    problem = "no path";
+  } else if (path.size() > most) {
+    problem =
+        "it is " + std::to_string(path.size()) + " bytes long, and a socket's path at most " + std::to_string(most);
+  } else if (path.find('\0') != std::string_view::npos) {
+    problem = "it holds a zero byte";
+  } else {
+    endpoint.transport = Transport::unix_socket;
+    endpoint.path = path;
+    return true;
+  }
+  return false;
+}
+
 Error invalid(std::string_view text, const std::string& problem) {
   return {Errc::invalid_address, "invalid address \"" + std::string(text) + "\": " + problem};
 }
@@ -61,11 +80,13 @@ Error invalid(std::string_view text, const std::string& problem) {
 std::string_view to_string(Transport transport) noexcept {
   switch (transport) {
     case Transport::tcp: return "tcp";
+    case Transport::unix_socket: return "unix";
   }
   return "?";
 }
 
 std::string Endpoint::to_string() const {
+  if (transport == Transport::unix_socket) return path;
   const bool ipv6 = host.find(':') != std::string::npos;
   return (ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
@@ -85,17 +106,27 @@ Endpoint tcp(std::string_view host_and_port) {
   return endpoint;
 }
 
+Endpoint unix_socket(std::string_view path) {
+  Endpoint endpoint;
+  std::string problem;
+  if (!check_path(path, endpoint, problem)) throw Exception(invalid(path, problem));
+  return endpoint;
+}
+
 std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
   const auto mark = url.find("://");
   const std::string_view scheme = mark == std::string_view::npos ? std::string_view() : url.substr(0, mark);
+  const std::string_view rest = mark == std::string_view::npos ? std::string_view() : url.substr(mark + 3);
   std::string problem;
+  Endpoint endpoint;
   if (scheme.empty()) {
     problem = "no scheme; write it as tcp://host:port";
-  } else if (scheme != to_string(Transport::tcp)) {
-    problem = "unknown scheme \"" + std::string(scheme) + "\"; there is tcp";
+  } else if (scheme == to_string(Transport::tcp)) {
+    if (split(rest, endpoint, problem)) return endpoint;
+  } else if (scheme == to_string(Transport::unix_socket)) {
+    if (check_path(rest, endpoint, problem)) return endpoint;
   } else {
-    Endpoint endpoint;
-    if (split(url.substr(mark + 3), endpoint, problem)) return endpoint;
+    problem = "unknown scheme \"" + std::string(scheme) + "\"; there are tcp and unix";
   }
   error = invalid(url, problem);
   return std::nullopt;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "balancer.hpp"
+#include "check_duration.hpp"
 
 #include <algorithm>
 #include <boost/asio/bind_executor.hpp>

@@ -317,7 +317,5 @@ class PoolRequest : public std::enable_shared_from_this<PoolRequest> {
 
 /// Names the first option of a pool's that is out of its range.
 [[nodiscard]] Error validate(const ConnectionPoolOptions& options);
-/// The same for a duration; `zero_allowed` means off.
-[[nodiscard]] Error check_duration(const char* name, std::chrono::milliseconds value, bool zero_allowed);
 
 }  // namespace msgtrans::detail

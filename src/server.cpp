@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server.hpp"
 
+#include "check_duration.hpp"
 #include "complete.hpp"
+#include "handshake.hpp"
 #include "shard_executor.hpp"
 
 #include <algorithm>
@@ -85,48 +87,86 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
   if (!error && (options.backlog < 1 || options.backlog > 65535)) {
     error = Error(Errc::invalid_option, "backlog is " + std::to_string(options.backlog) + ", must be from 1 to 65535");
   }
+  if (!error && options.permissions > 0777) {
+    error = Error(Errc::invalid_option, "permissions is " + std::to_string(options.permissions) +
+                                            ", must be from 0 to " + std::to_string(0777) + " (0777)");
+  }
+  if (!error) error = check_duration("handshake_timeout", options.handshake_timeout);
   if (error) return std::nullopt;
-  const auto addresses = look_up(endpoint, true, error);
-  if (addresses.empty()) return std::nullopt;
+  const bool is_unix = endpoint.transport == Transport::unix_socket;
+  std::vector<asio::ip::tcp::endpoint> addresses;
+  if (!is_unix && (addresses = look_up(endpoint, true, error)).empty()) return std::nullopt;
 
   const std::lock_guard lock(mutex_);
   if (state_ != State::idle && state_ != State::running) {
     error = Error(Errc::wrong_state, "the server has been stopped");
     return std::nullopt;
   }
-  asio::ip::tcp::endpoint bound;
-  const auto descriptors = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
-  if (descriptors.empty()) return std::nullopt;
-  Listener listener;
-  listener.endpoint = to_endpoint(bound);
-  listener.options = options.session ? std::make_shared<const SessionOptions>(*options.session) : session_options_;
-  for (std::size_t i = 0; i < shards_.size(); ++i) {
-    listener.acceptors.push_back(
-        std::make_shared<TcpAcceptor>(shards_[i], descriptors[i], bound.protocol() == asio::ip::tcp::v6()));
+  Listener listener{
+      .endpoint = endpoint,
+      .options = std::make_shared<const ListenerOptions>(ListenerOptions{
+          .session = options.session ? std::make_shared<const SessionOptions>(*options.session) : session_options_,
+          .handshake_timeout = options.handshake_timeout,
+          .make_connection = {}}),
+      .acceptors = {},
+      .file = {}};
+  if (is_unix) {
+    // The system deals connections out among the listeners of a port, but a file has only one.
+    listener.file = std::make_shared<SocketFile>();
+    Descriptor socket = listen_unix(endpoint, options.backlog, options.permissions, *listener.file, error);
+    if (!socket) return std::nullopt;
+    listener.acceptors.push_back(std::make_shared<Acceptor>(shards_.front(), std::move(socket), endpoint.transport));
+  } else {
+    asio::ip::tcp::endpoint bound;
+    auto sockets = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
+    if (sockets.empty()) return std::nullopt;
+    listener.endpoint = Peer{.transport = endpoint.transport, .address = bound}.endpoint();
+    for (std::size_t i = 0; i < shards_.size(); ++i) {
+      listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i], std::move(sockets[i]), endpoint.transport));
+    }
   }
   listeners_.push_back(listener);
   if (state_ == State::running) start_accepting(listener);
   return listener.endpoint;
 }
 
+bool Server::is_running() const {
+  const std::lock_guard lock(mutex_);
+  return state_ == State::running;
+}
+
 void Server::start_accepting(const Listener& listener) {
-  for (std::size_t i = 0; i < shards_.size(); ++i) {
+  const bool deals = listener.acceptors.size() < shards_.size();
+  for (std::size_t i = 0; i < listener.acceptors.size(); ++i) {
     Shard* const shard = shards_[i].get();
-    shard->post([self = shared_from_this(), shard, acceptor = listener.acceptors[i], options = listener.options] {
-      {
-        const std::lock_guard lock(self->mutex_);
-        if (self->state_ != State::running) return;  // stopped meanwhile: the acceptor may be closed already
-      }
-      acceptor->start(
-          [self, shard, options](Descriptor socket, const auto& peer) {
-            self->connected(*shard, std::move(socket), peer, options);
-          },
-          [self, shard](Error error) {
-            shard->counters().accept_failures.add(1);
-            self->failed({{}, std::move(error), nullptr});
-          });
+    const auto failed = [self = shared_from_this(), shard](Error error) {
+      shard->counters().accept_failures.add(1);
+      self->failed({{}, std::move(error), nullptr});
+    };
+    Acceptor::OnConnection take = [self = shared_from_this(), shard, options = listener.options](Descriptor socket,
+                                                                                                 Peer peer) {
+      self->accepted(*shard, std::move(socket), std::move(peer), options);
+    };
+    if (deals) take = deal_out(*shard, listener.options);
+    shard->post([self = shared_from_this(), acceptor = listener.acceptors[i], take = std::move(take), failed] {
+      // Stopped meanwhile: the acceptor may be closed already.
+      if (self->is_running()) acceptor->start(take, failed);
     });
   }
+}
+
+/// To the shards in turn.
+Acceptor::OnConnection Server::deal_out(Shard& accepting, const std::shared_ptr<const ListenerOptions>& options) {
+  return [self = shared_from_this(), shard = &accepting, options](Descriptor socket, Peer peer) {
+    auto& to = *self->shards_[self->next_shard_++ % self->shards_.size()];
+    try {
+      to.post([self, to = &to, options, socket = std::move(socket), peer = std::move(peer)]() mutable {
+        if (self->is_running()) self->accepted(*to, std::move(socket), std::move(peer), options);
+      });
+    } catch (const std::bad_alloc& exception) {
+      self->no_memory(*shard, exception);
+    }
+  };
 }
 
 void Server::start() {
@@ -170,24 +210,57 @@ void Server::start_locked() {
   for (const auto& listener : listeners_) start_accepting(listener);
 }
 
-void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::endpoint& peer,
-                       const std::shared_ptr<const SessionOptions>& options) {
-  const auto address = peer.address();
+void Server::accepted(Shard& shard, Descriptor socket, Peer peer,
+                      const std::shared_ptr<const ListenerOptions>& options) {
   bool admitted = false;
+  try {
+    admitted = registry_->admit(peer);
+    if (!admitted) {
+      shard.counters().sessions_refused.add(1);
+      failed({{}, Error(Errc::too_many_sessions, "refused " + peer.to_string() + ": too many sessions"), nullptr});
+      return;
+    }
+    prepare(socket.get(), *options->session);
+    if (!options->make_connection) return connected(shard, {std::move(socket)}, std::move(peer), *options);
+    auto connection = options->make_connection(socket.get());
+    const auto handshake = std::make_shared<Handshake>(
+        shard.shared_from_this(), Link{std::move(socket), std::move(connection)},
+        [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link link) {
+          if (error) return self->handshake_failed(*raw, peer, error);
+          self->connected(*raw, std::move(link), peer, *options);
+        });
+    handshake->start(options->handshake_timeout);
+  } catch (const std::exception& exception) {  // out of memory, or of what the system gives
+    if (admitted) registry_->leave(peer);
+    no_memory(shard, exception);
+  }
+}
+
+void Server::handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept {
+  registry_->leave(peer);
+  shard.counters().handshake_failures.add(1);
+  try {
+    failed({{}, Error(error.code, "no session with " + peer.to_string() + ": " + error.message()), nullptr});
+  } catch (const std::bad_alloc&) {
+    failed({{}, Error(error.code), nullptr});
+  }
+}
+
+void Server::no_memory(Shard& shard, const std::exception& exception) noexcept {
+  shard.counters().accept_failures.add(1);
+  try {
+    failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});
+  } catch (const std::bad_alloc&) {
+    failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory)), nullptr});
+  }
+}
+
+void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept {
   bool announced = false;
   SessionPtr state;
   try {
-    admitted = registry_->admit(address);
-    if (!admitted) {
-      shard.counters().sessions_refused.add(1);
-      failed({{},
-              Error(Errc::too_many_sessions, "refused " + to_endpoint(peer).to_string() + ": too many sessions"),
-              nullptr});
-      return;
-    }
-    prepare(socket.get(), *options);
-    state = SessionPtr(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(), options,
-                                        std::move(socket), peer));
+    state = SessionPtr(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(),
+                                        options.session, std::move(link), peer));
     registry_->add(state);
     Admission admission;
     if (on_connect && !silent_.load() &&
@@ -196,11 +269,10 @@ void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::end
     }
     if (!admission.accepted) {
       shard.counters().sessions_refused.add(1);
-      failed({state->id(), Error(Errc::refused, "refused " + to_endpoint(peer).to_string() + ": " + admission.reason),
-              nullptr});
+      failed({state->id(), Error(Errc::refused, "refused " + peer.to_string() + ": " + admission.reason), nullptr});
       state->refuse();
       registry_->remove(state->id());
-      registry_->leave(address);
+      registry_->leave(peer);
       shard.collect_later();
       return;
     }
@@ -215,9 +287,8 @@ void Server::connected(Shard& shard, Descriptor socket, const asio::ip::tcp::end
       shard.collect_later();
       if (announced) control_->send_about(*state, ControlCommand::SessionRemoved{Error(Errc::refused)}, true);
     }
-    if (admitted) registry_->leave(address);
-    shard.counters().accept_failures.add(1);
-    failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});
+    registry_->leave(peer);
+    no_memory(shard, exception);
   }
 }
 
@@ -235,7 +306,7 @@ void Server::spawn_actor(SessionState& state) {
 
 void Server::ended(SessionState& state, const Error& reason) noexcept {
   registry_->remove(state.id());
-  registry_->leave(state.peer().address());
+  registry_->leave(state.peer());
   control_->send_about(state, ControlCommand::SessionRemoved{reason}, true);
   if (!on_disconnect || silent_.load()) return;
   call_handler(state, [&](Session& session) { on_disconnect(session, reason); });
@@ -350,6 +421,7 @@ ServerStats Server::stats() const {
     sum.sessions_total += counters.sessions_total.value();
     sum.sessions_refused += counters.sessions_refused.value();
     sum.accept_failures += counters.accept_failures.value();
+    sum.handshake_failures += counters.handshake_failures.value();
     sum.packets_in += counters.packets_in.value();
     sum.packets_out += counters.packets_out.value();
     sum.bytes_in += counters.bytes_in.value();
@@ -409,12 +481,18 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   if (run_context_ != nullptr) run_context_->stop();
   const auto listeners = listeners_;
   lock.unlock();
+  for (const auto& listener : listeners) {
+    if (listener.file) listener.file->remove();
+  }
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    std::vector<std::shared_ptr<TcpAcceptor>> acceptors;
-    for (const auto& listener : listeners) acceptors.push_back(listener.acceptors[i]);
+    std::vector<std::shared_ptr<Acceptor>> acceptors;
+    for (const auto& listener : listeners) {
+      if (i < listener.acceptors.size()) acceptors.push_back(listener.acceptors[i]);
+    }
     if (ran) {
       const bool posted = shards_[i]->post([self = shared_from_this(), shard = shards_[i], acceptors, drain] {
         for (const auto& acceptor : acceptors) acceptor->stop();
+        shard->end_handshakes(Error(Errc::stopping));
         self->drain_shard(shard, drain);
       });
       if (!posted) shard_drained(*shards_[i]);  // its context has been destroyed

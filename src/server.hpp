@@ -5,10 +5,12 @@
 #include "session_registry.hpp"
 #include "session_state.hpp"
 #include "shard.hpp"
-#include "tcp.hpp"
+#include "sockets.hpp"
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
+#include <memory>
 #include <msgtrans/actor/actor_manager.hpp>
 #include <msgtrans/server_transport.hpp>
 #include <mutex>
@@ -67,17 +69,32 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
  private:
   enum class State : std::uint8_t { idle, running, stopping, stopped };
 
+  /// What its connections need to know of a listener.
+  struct ListenerOptions {
+    std::shared_ptr<const SessionOptions> session;
+    std::chrono::milliseconds handshake_timeout;
+    ConnectionFactory make_connection;  // none: packets are the socket's bytes
+  };
+
   struct Listener {
     Endpoint endpoint;
-    std::shared_ptr<const SessionOptions> options;
-    std::vector<std::shared_ptr<TcpAcceptor>> acceptors;  // one a shard
+    std::shared_ptr<const ListenerOptions> options;
+    std::vector<std::shared_ptr<Acceptor>> acceptors;  // one a shard; or one, which deals out to all
+    std::shared_ptr<SocketFile> file;                  // of a Unix socket
   };
 
   void start_locked();
   void begin_stop(std::chrono::milliseconds drain);
+  [[nodiscard]] bool is_running() const;
   void start_accepting(const Listener& listener);
-  void connected(Shard& shard, Descriptor socket, const asio::ip::tcp::endpoint& peer,
-                 const std::shared_ptr<const SessionOptions>& options);
+  [[nodiscard]] Acceptor::OnConnection deal_out(Shard& accepting,
+                                                const std::shared_ptr<const ListenerOptions>& options);
+  /// On `shard`, from whatever shard it was accepted on.
+  void accepted(Shard& shard, Descriptor socket, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
+  /// It has a place, and no handshake is left to do.
+  void connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept;
+  void handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept;
+  void no_memory(Shard& shard, const std::exception& exception) noexcept;
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
   void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);
   void spawn_actor(SessionState& state);
@@ -102,6 +119,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   std::mutex join_mutex_;
   State state_ = State::idle;
   std::vector<Listener> listeners_;
+  std::size_t next_shard_ = 0;               // of those that one acceptor deals out to; the first shard's
   asio::io_context* run_context_ = nullptr;  // of run(), while it waits
   std::size_t shards_draining_ = 0;
   TimePoint stop_by_{};

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "session_state.hpp"
-#include "tcp.hpp"
 
 #include <algorithm>
 #include <condition_variable>
@@ -94,8 +93,13 @@ SessionId Session::id() const noexcept {
 bool Session::is_open() const noexcept {
   return state_->is_open();
 }
+std::optional<PeerCredentials> Session::peer_credentials() const noexcept {
+  if (state_->peer().has_address()) return std::nullopt;
+  return state_->peer().credentials;
+}
+
 Endpoint Session::peer() const {
-  return detail::to_endpoint(state_->peer());
+  return state_->peer().endpoint();
 }
 SessionStats Session::stats() const noexcept {
   return state_->stats();

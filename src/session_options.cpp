@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "check_duration.hpp"
+
 #include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/session_options.hpp>
 #include <string>
 
 namespace msgtrans {
+
+Error detail::check_duration(const char* name, std::chrono::milliseconds value, bool zero_allowed) {
+  constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
+  if (value.count() >= (zero_allowed ? 0 : 1) && value <= most) return {};
+  return {Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) + " ms, must be from " +
+                                    (zero_allowed ? "0 (off)" : "1 ms") + " to a year"};
+}
 
 namespace {
 
@@ -16,10 +25,7 @@ class Check {
                                              std::to_string(least) + " to " + std::to_string(most));
   }
   void duration(const char* name, std::chrono::milliseconds value, bool zero_allowed = true) {
-    constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
-    if (error_ || (value.count() >= (zero_allowed ? 0 : 1) && value <= most)) return;
-    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) +
-                                             " ms, must be from " + (zero_allowed ? "0 (off)" : "1 ms") + " to a year");
+    if (!error_) error_ = detail::check_duration(name, value, zero_allowed);
   }
   [[nodiscard]] Error take() && { return std::move(error_); }
 

@@ -16,15 +16,15 @@ SessionRegistry::Address SessionRegistry::key_of(const asio::ip::address& addres
                          : address.to_v6().to_bytes();
 }
 
-bool SessionRegistry::admit(const asio::ip::address& address) {
+bool SessionRegistry::admit(const Peer& peer) {
   std::size_t taken = places_taken_.load(std::memory_order_relaxed);
   do {
     if (taken >= max_sessions_) return false;
   } while (!places_taken_.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed));
-  if (max_per_address_ == 0) return true;
+  if (max_per_address_ == 0 || !peer.has_address()) return true;
   try {
     const std::lock_guard lock(addresses_mutex_);
-    auto& count = addresses_[key_of(address)];
+    auto& count = addresses_[key_of(peer.address.address())];
     if (count < max_per_address_) {
       ++count;
       return true;
@@ -37,11 +37,11 @@ bool SessionRegistry::admit(const asio::ip::address& address) {
   return false;
 }
 
-void SessionRegistry::leave(const asio::ip::address& address) noexcept {
+void SessionRegistry::leave(const Peer& peer) noexcept {
   places_taken_.fetch_sub(1, std::memory_order_relaxed);
-  if (max_per_address_ == 0) return;
+  if (max_per_address_ == 0 || !peer.has_address()) return;
   const std::lock_guard lock(addresses_mutex_);
-  const auto found = addresses_.find(key_of(address));
+  const auto found = addresses_.find(key_of(peer.address.address()));
   if (found != addresses_.end() && --found->second == 0) addresses_.erase(found);
 }
 

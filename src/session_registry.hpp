@@ -19,9 +19,9 @@ class SessionRegistry {
       : max_sessions_(max_sessions), max_per_address_(max_per_address) {}
 
   /// Takes a place for a newcomer; false if there is none.
-  [[nodiscard]] bool admit(const asio::ip::address& address);
+  [[nodiscard]] bool admit(const Peer& peer);
   /// Gives it back.
-  void leave(const asio::ip::address& address) noexcept;
+  void leave(const Peer& peer) noexcept;
 
   void add(const SessionPtr& session);
   bool remove(SessionId id) noexcept;

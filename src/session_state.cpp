@@ -3,7 +3,6 @@
 
 #include "complete.hpp"
 #include "control_loop.hpp"
-#include "tcp.hpp"
 
 #include <algorithm>
 #include <array>
@@ -52,10 +51,6 @@ void intrusive_ptr_release(const SessionState* state) noexcept {
   if (state->references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete state;
 }
 
-void Descriptor::reset() noexcept {
-  if (value_ >= 0) ::close(std::exchange(value_, -1));
-}
-
 // --- OutgoingCommand
 
 OutgoingCommandPtr OutgoingCommand::make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
@@ -97,14 +92,15 @@ void OutgoingCommand::finish(error_code code, Shard& shard) noexcept {
 // --- any thread
 
 SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
-                           std::shared_ptr<const SessionOptions> options, Descriptor socket,
-                           const asio::ip::tcp::endpoint& peer)
+                           std::shared_ptr<const SessionOptions> options, Link link, Peer peer)
     : id_(id),
       shard_(std::move(shard)),
       host_(std::move(host)),
       options_(std::move(options)),
-      peer_(peer),
-      socket_(std::move(socket)),
+      peer_(std::move(peer)),
+      socket_(std::move(link.socket)),
+      connection_(std::move(link.connection)),
+      bare_(!connection_),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
@@ -165,8 +161,7 @@ void SessionState::found_full() noexcept {
   ControlLoop* const control = shard_->control();
   if (control == nullptr || !control->has_subscribers()) return;
   try {
-    Event event{EventKind::slow_consumer, id_, to_endpoint(peer_).to_string(),
-                Error(Errc::slow_consumer, describe_full())};
+    Event event{EventKind::slow_consumer, id_, peer_.to_string(), Error(Errc::slow_consumer, describe_full())};
     control->send_about(*this, ControlCommand::Announce{std::move(event)});
   } catch (const std::bad_alloc&) {
     // News may be lost.
@@ -374,7 +369,16 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
 /// A large payload goes to the socket from where it is, if all before it is written; only a rest is copied.
 bool SessionState::write_through(const wire::Header& header, std::span<const std::byte> extension,
                                  std::span<const std::byte> payload, protocol::OutboundKind kind) {
+  const auto is_lost = [&] {  // by a failure of the connection
+    if (protocol_.accepts() || protocol_.ended()) return false;
+    if (kind == protocol::OutboundKind::push) {
+      unreserve(wire::header_size + extension.size() + payload.size(), high_priority(header));
+    }
+    shard_->counters().dropped_at_close.add(1);
+    return true;
+  };
   write_out();
+  if (is_lost()) return true;
   if (!protocol_.outbound_empty() || protocol_.ended() || write_waiting_) return false;
   wire::Header complete = header;
   complete.ext_len = static_cast<std::uint16_t>(extension.size());
@@ -383,6 +387,7 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   wire::encode_header(complete, head);
   std::array<iovec, 3> pieces{iovec_of(head), iovec_of(extension), iovec_of(payload)};
   const std::size_t written = write_some(pieces);
+  if (is_lost()) return true;
   const std::size_t size = complete.packet_size();
   if (written == size) {
     protocol_.note_written(written, 1, shard_->now());
@@ -563,6 +568,14 @@ void SessionState::refuse_waiting() noexcept {
 }
 
 std::size_t SessionState::write_some(std::span<iovec> pieces) {
+  if (connection_) {
+    std::size_t taken = 0;
+    const auto status = connection_->write(pieces, taken);
+    shard_->counters().bytes_out.add(taken);
+    if (status == Connection::Status::failed) connection_failed();
+    return taken;
+  }
+  if (!bare_) return 0;  // the connection has failed: nothing may go out without it
   ssize_t count = 0;
   do {
     if (pieces.size() == 1) {  // noticeably cheaper
@@ -582,9 +595,58 @@ std::size_t SessionState::write_some(std::span<iovec> pieces) {
   return 0;
 }
 
+void SessionState::flush_connection() {
+  switch (connection_->flush()) {
+    case Connection::Status::failed: connection_failed(); break;
+    case Connection::Status::blocked:
+      protocol_.write_blocked(shard_->now());
+      write_waiting_ = true;
+      unacknowledged_ = unacknowledged();
+      break;
+    default: protocol_.note_written(0, 0, shard_->now());
+  }
+}
+
+bool SessionState::shut_down() {
+  if (connection_) {
+    const auto status = connection_->shut_down(protocol_.reason());
+    if (status == Connection::Status::blocked) {
+      protocol_.write_blocked(shard_->now());
+      write_waiting_ = true;
+      return false;
+    }
+    if (status == Connection::Status::failed) {
+      protocol_.abort(connection_->error());
+      return false;
+    }
+    if (connection_->awaits_peers_end()) return true;
+  }
+  ::shutdown(socket_.get(), SHUT_WR);
+  return true;
+}
+
+/// Nothing can be said through it any more; but what it has told the peer of the reason should not be lost by a reset,
+/// so the socket ends as any other.
+void SessionState::connection_failed() {
+  const Error error = connection_->error();
+  const bool lost = error.code.category() == boost::system::system_category();
+  connection_.reset();
+  write_waiting_ = false;
+  if (lost || !protocol_.accepts()) return protocol_.abort(error);
+  drop_outbound();
+  protocol_.close(error, shard_->now());
+}
+
+void SessionState::drop_outbound() noexcept {
+  if (protocol_.outbound_empty()) return;
+  const auto left = protocol_.outbound().clear();
+  release(left);
+  shard_->counters().dropped_at_close.add(left.packets);
+}
+
 void SessionState::abort_by_system(const char* what) {
   const error_code code(errno, boost::system::system_category());
-  protocol_.abort(Error(code, std::string(what) + " " + to_endpoint(peer_).to_string() + ": " + code.message()));
+  protocol_.abort(Error(code, std::string(what) + " " + peer_.to_string() + ": " + code.message()));
 }
 
 void SessionState::write_out() {
@@ -598,6 +660,7 @@ void SessionState::write_out() {
       offered += pieces[i].size();
     }
     const std::size_t written = write_some(std::span(vectors).first(count));
+    if (protocol_.outbound_empty()) return;  // the connection failed
     if (written != 0) {
       const auto left = protocol_.written(written, shard_->now());
       shard_->counters().packets_out.add(left.packets);
@@ -610,6 +673,7 @@ void SessionState::write_out() {
       unacknowledged_ = unacknowledged();
     }
   }
+  if (connection_ && connection_->wants_write() && !write_waiting_ && !protocol_.ended()) flush_connection();
 }
 
 void SessionState::release(const protocol::OutboundQueue::Written& left) noexcept {
@@ -653,12 +717,24 @@ void SessionState::refuse() noexcept {
   fail_requests();
   shard_->counters().dropped_at_close.add(protocol_.outbound_empty() ? 0 : protocol_.outbound().packets());
   protocol_.release();
+  connection_.reset();
   socket_.reset();
   host_ = nullptr;
 }
 
 bool SessionState::read_once() {
   const auto buffer = Shard::read_buffer();
+  if (connection_) {
+    std::size_t count = 0;
+    const auto status = connection_->read(buffer, count);
+    input_drained_ = !connection_->has_input();
+    switch (status) {
+      case Connection::Status::done: receive(buffer.first(count)); return true;
+      case Connection::Status::blocked: return false;
+      case Connection::Status::ended: receive_end(); return true;
+      case Connection::Status::failed: connection_failed(); return true;
+    }
+  }
   const ssize_t result = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
   if (result < 0) {
     if (errno == EINTR) return true;
@@ -671,20 +747,28 @@ bool SessionState::read_once() {
   }
   if (result == 0) {
     input_drained_ = true;
-    const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
-    protocol_.receive_end(shard_->now(), finish_within);
-    draining_.store(true);
+    receive_end();
     return true;
   }
   const auto count = static_cast<std::size_t>(result);
   input_drained_ = count < buffer.size();
-  shard_->counters().bytes_in.add(count);
+  receive(buffer.first(count));
+  return true;
+}
+
+void SessionState::receive_end() {
+  const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
+  protocol_.receive_end(shard_->now(), finish_within);
+  draining_.store(true);
+}
+
+void SessionState::receive(std::span<const std::byte> bytes) {
+  shard_->counters().bytes_in.add(bytes.size());
   Session session{SessionPtr(this)};
   protocol_.receive(
-      buffer.first(count), shard_->now(),
+      bytes, shard_->now(),
       [this, &session](const wire::Header& header, std::span<const std::byte> extension,
                        std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
-  return true;
 }
 
 void SessionState::on_ready(bool readable, bool writable, bool broken) {
@@ -815,6 +899,11 @@ void SessionState::settle() noexcept {
       write_out();
       admit_waiting();
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
+      // It may hold what the socket does not show.
+      if (connection_ && connection_->has_input() && protocol_.wants_read() && !protocol_.ended()) {
+        read_once();
+        continue;
+      }
       if (protocol_.resumable()) {
         Session session(keep);
         protocol_.resume(
@@ -838,13 +927,11 @@ void SessionState::settle() noexcept {
       break;
     }
     if (!protocol_.accepts() || protocol_.peer_ended()) stop_accepting();
-    if (protocol_.shutdown_due()) {
-      ::shutdown(socket_.get(), SHUT_WR);
-      protocol_.shut_down(shard_->now());
-    }
+    if (protocol_.shutdown_due() && shut_down()) protocol_.shut_down(shard_->now());
     // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
     // only when the peer has all of it is it safe to go at once. Our own end counts as one byte.
-    if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering && input_drained_ && unacknowledged() <= 1) {
+    if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering && input_drained_ &&
+        !(connection_ && connection_->awaits_peers_end()) && unacknowledged() <= 1) {
       protocol_.delivered();
     }
     if (protocol_.ended()) return finish();
@@ -891,17 +978,16 @@ void SessionState::arm() {
   if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
 }
 
-void SessionState::expired(protocol::TimerWheel::Timer& timer) {
-  SessionState& self = static_cast<Timer&>(timer).session;
-  if (self.write_waiting_) {
+void SessionState::expired() {
+  if (write_waiting_) {
     // The socket says "writable" only when a third of its buffer is free; a peer that takes less is slow, not stalled.
-    const int now = self.unacknowledged();
-    if (now < self.unacknowledged_) self.protocol_.write_progress(self.shard_->now());
-    self.unacknowledged_ = now;
+    const int now = unacknowledged();
+    if (now < unacknowledged_) protocol_.write_progress(shard_->now());
+    unacknowledged_ = now;
   }
-  self.protocol_.expire(self.shard_->now());
-  self.expire_waiting();
-  self.shard_->touch(self);
+  protocol_.expire(shard_->now());
+  expire_waiting();
+  shard_->touch(*this);
 }
 
 void SessionState::begin_drain() {
@@ -925,24 +1011,21 @@ void SessionState::sweep(std::chrono::milliseconds idle_for) {
 void SessionState::finish() noexcept {
   finished_ = true;
   stop_accepting();
-  if (!protocol_.outbound_empty()) {
-    const auto left = protocol_.outbound().clear();
-    release(left);
-    shard_->counters().dropped_at_close.add(left.packets);
-  }
+  drop_outbound();
   publish_answers();
   release_actor();
   protocol_.release();
   shard_->timers().disarm(timer_);
   shard_->poller().remove(socket_.get(), *this);
+  connection_.reset();
   socket_.reset();
   if (is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);
     host_->failed({id_, protocol_.reason(), nullptr});
     if (auto* const control = shard_->control(); control != nullptr && control->has_subscribers()) {
       try {
-        control->send_about(*this, ControlCommand::Announce{{EventKind::protocol_error, id_,
-                                                             to_endpoint(peer_).to_string(), protocol_.reason()}});
+        control->send_about(
+            *this, ControlCommand::Announce{{EventKind::protocol_error, id_, peer_.to_string(), protocol_.reason()}});
       } catch (const std::bad_alloc&) {
         // News may be lost; the session's end tells the reason too.
       }

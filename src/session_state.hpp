@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "connection.hpp"
+#include "descriptor.hpp"
+#include "peer.hpp"
 #include "poller.hpp"
 #include "shard.hpp"
 
 #include <any>
 #include <array>
 #include <atomic>
-#include <boost/asio/ip/tcp.hpp>
 #include <deque>
 #include <memory>
 #include <msgtrans/protocol/outbound_budget.hpp>
@@ -109,25 +111,10 @@ class ControlOrder {
   std::atomic<std::uint32_t> made_{0};  // how many, twice, and whether that is all
 };
 
-/// A file descriptor that closes itself.
-class Descriptor {
- public:
-  Descriptor() noexcept = default;
-  explicit Descriptor(int value) noexcept : value_(value) {}
-  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(value_, other.value_);
-    return *this;
-  }
-  ~Descriptor() { reset(); }
-
-  [[nodiscard]] int get() const noexcept { return value_; }
-  explicit operator bool() const noexcept { return value_ >= 0; }
-  int release() noexcept { return std::exchange(value_, -1); }
-  void reset() noexcept;
-
- private:
-  int value_ = -1;
+/// A socket, and what stands between it and the session's packets; null if nothing does.
+struct Link {
+  Descriptor socket;
+  std::unique_ptr<Connection> connection = {};
 };
 
 /// One session: what its handles refer to. It owns the socket and does what its `SessionProtocol` says.
@@ -137,7 +124,7 @@ class Descriptor {
 class SessionState final : public ShardMember, private Poller::Watcher {
  public:
   SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
-               std::shared_ptr<const SessionOptions> options, Descriptor socket, const asio::ip::tcp::endpoint& peer);
+               std::shared_ptr<const SessionOptions> options, Link link, Peer peer);
   ~SessionState();
 
   // --- any thread
@@ -145,7 +132,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] SessionId id() const noexcept { return id_; }
   [[nodiscard]] Shard& shard() const noexcept { return *shard_; }
   [[nodiscard]] bool is_open() const noexcept { return open_.load(std::memory_order_acquire); }
-  [[nodiscard]] const asio::ip::tcp::endpoint& peer() const noexcept { return peer_; }
+  [[nodiscard]] const Peer& peer() const noexcept { return peer_; }
   [[nodiscard]] SessionStats stats() const noexcept;
   [[nodiscard]] const SessionOptions& options() const noexcept { return *options_; }
 
@@ -210,16 +197,12 @@ class SessionState final : public ShardMember, private Poller::Watcher {
     [[nodiscard]] bool empty() const noexcept { return lanes[0].empty() && lanes[1].empty(); }
   };
 
-  struct Timer final : protocol::TimerWheel::Timer {
+  struct Timer final : ShardTimer {
     explicit Timer(SessionState& owner) noexcept : session(owner) {}
+    void expired() override { session.expired(); }
     SessionState& session;
   };
 
- public:
-  /// What the shard's wheel holds; the shard calls it when the time has come.
-  static void expired(protocol::TimerWheel::Timer& timer);
-
- private:
   /// On the shard, with room reserved.
   void enqueue(wire::Header header, std::span<const std::byte> extension, std::span<const std::byte> payload,
                protocol::OutboundKind kind) noexcept;
@@ -234,8 +217,11 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void expire_waiting() noexcept;
   void refuse_waiting() noexcept;
 
+  void expired();
   /// \returns false if there was nothing to read.
   bool read_once();
+  void receive(std::span<const std::byte> bytes);
+  void receive_end();
   void on_ready(bool readable, bool writable, bool broken) override;
   void deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                std::span<const std::byte> payload);
@@ -246,7 +232,14 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void abort_by_system(const char* what);
   /// \returns how many bytes the socket took, 0 if none now or if it failed: then the session is aborted.
   std::size_t write_some(std::span<iovec> pieces);
+  /// Writes what the connection has taken, and what it says itself.
+  void flush_connection();
+  void connection_failed();
+  /// \returns false if the peer cannot be told yet.
+  [[nodiscard]] bool shut_down();
   void release(const protocol::OutboundQueue::Written& left) noexcept;
+  /// What is queued is lost, and counted.
+  void drop_outbound() noexcept;
   void found_full() noexcept;
   [[nodiscard]] std::string describe_full() const;
   void publish_answers() noexcept;
@@ -284,9 +277,11 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   std::shared_ptr<Shard> shard_;
   std::shared_ptr<SessionHost> host_;
   std::shared_ptr<const SessionOptions> options_;
-  asio::ip::tcp::endpoint peer_;
+  const Peer peer_;
   Descriptor socket_;
-  protocol::OutboundBudget budget_;  // of the normal lane, and of published_answers_
+  std::unique_ptr<Connection> connection_;  // null: packets are the socket's bytes, or it has failed
+  const bool bare_;                         // there never was one
+  protocol::OutboundBudget budget_;         // of the normal lane, and of published_answers_
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
   protocol::SessionProtocol protocol_;

@@ -3,6 +3,7 @@
 
 #include "complete.hpp"
 #include "control_loop.hpp"
+#include "handshake.hpp"
 #include "session_state.hpp"
 
 #include <boost/asio/execution/context_as.hpp>
@@ -132,6 +133,7 @@ void Shard::finish(std::function<void()> done) {
   auto last = [self = shared_from_this()] {
     {
       Scope scope(*self);
+      self->end_handshakes(Error(Errc::stopping));
       self->close_inbox();
     }
     self->release_context();
@@ -171,6 +173,7 @@ void Shard::abandon() noexcept {
     Scope scope(*this);
     if (on_abandoned_) std::exchange(on_abandoned_, nullptr)();
     close_inbox();
+    end_handshakes(Error(Errc::closed_by_user));
     for (const auto& session : sessions()) session->abort(Error(Errc::closed_by_user));
     abandoned_ = true;
   }
@@ -207,7 +210,7 @@ void Shard::run_at(TimePoint when, std::function<void()> f) {
 }
 
 void Shard::add(SessionState& session) {
-  if (sessions_.empty()) poller_->resume(executor_);
+  if (is_idle()) poller_->resume(executor_);
   intrusive_ptr_add_ref(&session);
   sessions_.push_back(session);
 }
@@ -217,8 +220,33 @@ void Shard::remove(SessionState& session) noexcept {
   sessions_.erase(sessions_.iterator_to(session));
   intrusive_ptr_release(&session);
   has_ended_some_ = true;
-  if (sessions_.empty()) poller_->pause();
+  if (is_idle()) poller_->pause();
   if (sessions_.empty() && on_empty) std::exchange(on_empty, nullptr)();
+}
+
+void Shard::add(std::shared_ptr<Handshake> handshake) {
+  const bool first = is_idle();
+  const auto* const key = handshake.get();
+  handshakes_.emplace(key, std::move(handshake));
+  if (!first) return;
+  try {
+    poller_->resume(executor_);
+  } catch (...) {
+    handshakes_.erase(key);
+    throw;
+  }
+}
+
+void Shard::remove(const Handshake& handshake) noexcept {
+  if (handshakes_.erase(&handshake) != 0 && is_idle()) poller_->pause();
+}
+
+void Shard::end_handshakes(const Error& why) noexcept {
+  while (!handshakes_.empty()) {
+    const auto one = handshakes_.begin()->second;
+    one->end(why);
+    remove(*one);
+  }
 }
 
 std::vector<SessionPtr> Shard::sessions() const {
@@ -311,7 +339,7 @@ void Shard::close_inbox() noexcept {
 
 void Shard::arm() noexcept {
   if (!timer_) return;
-  if (sessions_.empty() && requests_.size() == 0 && armed_for_ != TimePoint::max()) {
+  if (is_idle() && requests_.size() == 0 && armed_for_ != TimePoint::max()) {
     timer_->cancel();  // lest it keep the user's context running for nothing
     armed_for_ = TimePoint::max();
   }
@@ -337,7 +365,7 @@ void Shard::tick() {
     counters_.requests_timed_out.add(1);
     later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::request_timeout), Reply{});
   });
-  timers_.advance(now_, [](protocol::TimerWheel::Timer& timer) { SessionState::expired(timer); });
+  timers_.advance(now_, [](protocol::TimerWheel::Timer& timer) { static_cast<ShardTimer&>(timer).expired(); });
 }
 
 }  // namespace msgtrans::detail

@@ -23,6 +23,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 namespace msgtrans::detail {
@@ -32,6 +33,7 @@ using protocol::TimePoint;
 
 class ControlLoop;
 struct ControlCommand;
+class Handshake;
 class Shard;
 
 /// "For ever" as people write it must not overflow when it is added to the time.
@@ -39,6 +41,15 @@ inline constexpr std::chrono::milliseconds longest_duration = std::chrono::hours
 
 /// The hook that a session hangs on in its shard's list.
 using ShardMember = boost::intrusive::list_base_hook<>;
+
+/// What a shard's wheel holds.
+struct ShardTimer : protocol::TimerWheel::Timer {
+  /// On the shard, when the time has come.
+  virtual void expired() = 0;
+
+ protected:
+  ~ShardTimer() = default;
+};
 
 /// Something for a shard to do, sent from any thread.
 class Command : public lockfree::InboxNode<Command> {
@@ -74,7 +85,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   struct Counters {
     protocol::Counter sessions_total, sessions_refused, accept_failures, packets_in, packets_out, bytes_in, bytes_out,
         protocol_errors, handler_failures, unhandled, dropped_oldest, dropped_at_close, requests, requests_timed_out,
-        unmatched_responses, sessions_swept;
+        unmatched_responses, sessions_swept, handshake_failures;
   };
 
   /// With a thread of its own, not yet started.
@@ -194,6 +205,12 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// \throws boost::system::system_error when the system refuses to wait for it.
   void add(SessionState& session);
   void remove(SessionState& session) noexcept;
+  /// Holds it until `remove`.
+  void add(std::shared_ptr<Handshake> handshake);
+  void remove(const Handshake& handshake) noexcept;
+  /// Ends them all with that error.
+  void end_handshakes(const Error& why) noexcept;
+  [[nodiscard]] std::size_t handshake_count() const noexcept { return handshakes_.size(); }
   /// A session has left the map, which keeps it for readers that may still look: it is to be given up at the turn's
   /// end.
   void collect_later() noexcept { has_ended_some_ = true; }
@@ -236,6 +253,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
     Shard* shard_;
   };
 
+  /// Nobody needs the poller or timers.
+  [[nodiscard]] bool is_idle() const noexcept { return sessions_.empty() && handshakes_.empty(); }
   void settle_all() noexcept;
   void collect() noexcept;
   void run_completions() noexcept;
@@ -304,6 +323,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   std::function<void()> done_;  // of finish(), until it is called
   bool abandoned_ = false;
   boost::intrusive::list<ShardMember> sessions_;  // each holds a reference
+  std::unordered_map<const Handshake*, std::shared_ptr<Handshake>> handshakes_;
 };
 
 }  // namespace msgtrans::detail

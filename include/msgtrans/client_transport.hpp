@@ -22,7 +22,7 @@ struct ClientOptions {
   /// Your own executor, under the same conditions as `ServerOptions::executors`; then no thread is started, and many
   /// clients may share it. None: one thread of its own.
   detail::asio::any_io_executor executor = {};
-  /// Looking up the name and connecting, together. Zero: no limit of ours.
+  /// Looking up the name, connecting and what the transport has to agree on, together. Zero: no limit of ours.
   std::chrono::milliseconds connect_timeout{10'000};
   /// A server need not speak first, so there is no first-packet deadline by default.
   SessionOptions session = {.first_packet_timeout = std::chrono::milliseconds{0}};
@@ -46,7 +46,7 @@ class ClientTransport {
   void on_disconnect(DisconnectHandler handler);
   void on_error(ErrorHandler handler);
 
-  /// Connects to `tcp://host:port`; blocks. Not from a handler (`blocking_on_shard`).
+  /// Connects to a URL as `parse_url` takes it; blocks. Not from a handler (`blocking_on_shard`).
   /// \throws Exception: `invalid_address`, the system's error, `asio::error::timed_out`, `wrong_state` if connected.
   void connect(std::string_view url);
   /// The same without exceptions.

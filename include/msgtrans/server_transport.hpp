@@ -66,7 +66,7 @@ struct ServerOptions {
   std::vector<detail::asio::any_io_executor> executors = {};
   /// Sessions at once; further connections are closed and counted as refused. At least 1.
   std::size_t max_sessions = 1'000'000;
-  /// Sessions at once from one address; 0: no limit.
+  /// Sessions at once from one address; 0: no limit. Unix sockets have no address, and are not counted.
   std::size_t max_sessions_per_address = 0;
   /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
   std::chrono::milliseconds drain{5'000};
@@ -82,6 +82,12 @@ struct ListenOptions {
   std::optional<SessionOptions> session = {};
   /// Connections that the system keeps waiting before they are accepted. 1 to 65535.
   int backlog = 4096;
+  /// From accepting a connection to the end of what its transport has to agree on with the peer, which it does before
+  /// `on_connect`; TCP and Unix sockets have nothing to agree on. Until then it counts as a session for the limits.
+  /// Zero: no limit.
+  std::chrono::milliseconds handshake_timeout{10'000};
+  /// Of a Unix socket's file, as `chmod` takes them; the directory's matter too. 0: as the process's umask says.
+  unsigned permissions = 0;
 };
 
 /// Counters since the start, summed over the shards; each is exact, the whole is not one instant's picture.
@@ -90,6 +96,7 @@ struct ServerStats {
   std::uint64_t sessions_total = 0;       ///< accepted ever
   std::uint64_t sessions_refused = 0;     ///< by a limit or by `on_connect`
   std::uint64_t accept_failures = 0;      ///< the system could not give a connection (say, no file descriptor left)
+  std::uint64_t handshake_failures = 0;   ///< connections that ended, or were late, before they were a session
   std::uint64_t packets_in = 0;           ///< whole packets received
   std::uint64_t packets_out = 0;          ///< packets written whole
   std::uint64_t bytes_in = 0;             ///< bytes received
@@ -138,9 +145,10 @@ class ServerTransport {
   ServerTransport& operator=(const ServerTransport&) = delete;
 
   /// Binds at once, so that errors come here and the port is known; accepts once started, or immediately if it is.
-  /// Each shard listens for itself on the same port. Looking a name up blocks; not to be called from a handler then.
-  /// \returns where it listens, with the real port.
-  /// \throws Exception: the system's error (the text names the address), `invalid_option`, `wrong_state`.
+  /// Each shard listens for itself on the same port; a Unix socket's connections are dealt out to them in turn. Its
+  /// file is removed when the server stops; one that a dead server has left there is replaced. Looking a name up
+  /// blocks; not to be called from a handler then. \returns where it listens, with the real port. \throws Exception:
+  /// the system's error (the text names the address), `invalid_option`, `wrong_state`.
   Endpoint listen(const Endpoint& endpoint, const ListenOptions& options = {});
   /// The same without exceptions; on failure nothing has changed.
   std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);

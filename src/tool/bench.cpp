@@ -220,7 +220,7 @@ int Bench::run() {
 void add_bench(CLI::App& app, Action& action) {
   auto bench = std::make_shared<Bench>();
   CLI::App* const command = app.add_subcommand("bench", "Load an echo server and print throughput and latency");
-  command->add_option("URL", bench->url, "tcp://HOST:PORT")->required();
+  command->add_option("URL", bench->url, "tcp://HOST:PORT or unix://PATH")->required();
   command->add_option("--connections", bench->connections)->check(CLI::Range(1U, 100000U))->capture_default_str();
   command->add_option("--pipeline", bench->pipeline, "Messages in flight on each connection")
       ->check(CLI::Range(1U, 100000U))

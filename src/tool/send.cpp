@@ -97,7 +97,7 @@ void add_send(CLI::App& app, Action& action) {
   auto send = std::make_shared<Send>();
   CLI::App* const command =
       app.add_subcommand("send", "Send a line of text, or each line of standard input, and print the replies");
-  command->add_option("URL", send->url, "tcp://HOST:PORT")->required();
+  command->add_option("URL", send->url, "tcp://HOST:PORT or unix://PATH")->required();
   command->add_option("TEXT", send->text, "What to send; - for the lines of standard input")->capture_default_str();
   command->add_flag("--request", send->request, "As requests, each answered before the next is sent");
   command->add_option("--count", send->count, "Send each line this many times")

@@ -13,7 +13,7 @@ namespace msgtrans::tool {
 namespace {
 
 struct Serve {
-  std::vector<std::string> tcp;
+  std::vector<std::string> tcp, unix_sockets;
   bool echo = true;
   bool json = false;
   bool verbose = false;
@@ -58,7 +58,7 @@ int Serve::run() {
   options.session.first_packet_timeout = seconds(first_packet);
   options.session.write_stall_timeout = seconds(write_stall);
   options.drain = seconds(drain);
-  if (tcp.empty()) tcp.emplace_back("127.0.0.1:8001");
+  if (tcp.empty() && unix_sockets.empty()) tcp.emplace_back("127.0.0.1:8001");
 
   ServerTransport server(options);
   server.on_message([](Session& session, const Message& message) {
@@ -70,8 +70,9 @@ int Serve::run() {
   });
   if (verbose) {
     server.on_connect([](Session& session) {
-      std::fprintf(stderr, "%s connected from %s\n", to_string(session.id()).c_str(),
-                   session.peer().to_string().c_str());
+      const auto process = session.peer_credentials();
+      const std::string who = process ? "process " + std::to_string(process->process) : session.peer().to_string();
+      std::fprintf(stderr, "%s connected from %s\n", to_string(session.id()).c_str(), who.c_str());
     });
     server.on_disconnect([](Session& session, const Error& reason) {
       std::fprintf(stderr, "%s ended: %s\n", to_string(session.id()).c_str(), reason.message().c_str());
@@ -80,8 +81,12 @@ int Serve::run() {
       std::fprintf(stderr, "%s error: %s\n", to_string(event.session).c_str(), event.error.message().c_str());
     });
   }
-  for (const auto& address : tcp) {
-    std::printf("listening tcp %s\n", server.listen(msgtrans::tcp(address)).to_string().c_str());
+  std::vector<Endpoint> endpoints;
+  for (const auto& address : tcp) endpoints.push_back(msgtrans::tcp(address));
+  for (const auto& path : unix_sockets) endpoints.push_back(unix_socket(path));
+  for (const auto& endpoint : endpoints) {
+    const Endpoint bound = server.listen(endpoint);
+    std::printf("listening %s %s\n", std::string(to_string(bound.transport)).c_str(), bound.to_string().c_str());
   }
   std::fflush(stdout);
   const StopReport report = server.run();
@@ -101,12 +106,17 @@ void add_serve(CLI::App& app, Action& action) {
       },
       "");
   CLI::App* const command = app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain");
-  command
-      ->add_option("--tcp", serve->tcp,
-                   "Listen on HOST:PORT; port 0 picks a free one; repeatable (default 127.0.0.1:8001)")
-      ->type_name("H:P")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  const auto add_listener = [&](const char* name, std::vector<std::string>& where, const char* type, const char* help) {
+    command->add_option(name, where, help)
+        ->type_name(type)
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  };
+  add_listener(
+      "--tcp", serve->tcp, "H:P",
+      "Listen on HOST:PORT; port 0 picks a free one; repeatable (default, without any listener: 127.0.0.1:8001)");
+  add_listener("--unix", serve->unix_sockets, "PATH",
+               "Listen on a Unix socket, a file or @NAME in the abstract namespace; repeatable");
   command->add_flag("--echo", serve->echo,
                     "Answer requests and return one-way messages with the same payload (default)");
   command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")

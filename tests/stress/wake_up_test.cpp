@@ -43,7 +43,7 @@ namespace asio = boost::asio;
 using namespace std::chrono_literals;
 using std::chrono::microseconds;
 
-// A million with MSGTRANS_STRESS=200, which takes about an hour.
+// A million with MSGTRANS_STRESS=200, which takes about ten minutes on two cores.
 int rounds() {
   return 5000 * stress_factor();
 }

@@ -36,9 +36,9 @@ class TestServer {
     });
   }
 
-  /// Listens on 127.0.0.1 and starts.
+  /// Listens and starts.
   TestServer& start(const ListenOptions& options = {}) {
-    endpoint = transport.listen(tcp("127.0.0.1:0"), options);
+    endpoint = transport.listen(any_endpoint(), options);
     transport.start();
     return *this;
   }
@@ -62,10 +62,9 @@ class TestServer {
   /// The session of that peer, as soon as it is there.
   [[nodiscard]] Session session(const RawPeer& peer) const {
     std::optional<Session> found;
-    const auto port = peer.port();
     const bool there = wait_until([&] {
       transport.session_manager().for_each([&](Session& session) {
-        if (session.peer().port == port) found = session;
+        if (peer.is(session.peer())) found = session;
       });
       return found.has_value();
     });

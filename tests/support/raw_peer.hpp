@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "tested_transport.hpp"
 #include "wait.hpp"
 
 #include <arpa/inet.h>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <msgtrans/bytes_view.hpp>
@@ -20,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -57,28 +60,62 @@ inline Bytes response(std::uint32_t id, BytesView payload) {
   return packet(wire::PacketType::response, id, payload);
 }
 
+/// An endpoint as the system takes it.
+class SocketAddress {
+ public:
+  explicit SocketAddress(const Endpoint& of) {
+    if (of.transport == Transport::unix_socket) {
+      auto& address = *reinterpret_cast<sockaddr_un*>(&storage_);
+      address.sun_family = AF_UNIX;
+      std::memcpy(address.sun_path, of.path.data(), of.path.size());
+      size_ = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + of.path.size());
+      if (of.path.front() == '@') {
+        address.sun_path[0] = '\0';
+      } else {
+        ++size_;
+      }
+    } else if (of.host.find(':') != std::string::npos) {
+      auto& address = *reinterpret_cast<sockaddr_in6*>(&storage_);
+      address.sin6_family = AF_INET6;
+      address.sin6_port = htons(of.port);
+      ::inet_pton(AF_INET6, of.host.c_str(), &address.sin6_addr);
+      size_ = sizeof address;
+    } else {
+      auto& address = *reinterpret_cast<sockaddr_in*>(&storage_);
+      address.sin_family = AF_INET;
+      address.sin_port = htons(of.port);
+      ::inet_pton(AF_INET, of.host.c_str(), &address.sin_addr);
+      size_ = sizeof address;
+    }
+  }
+  [[nodiscard]] const sockaddr* data() const noexcept { return reinterpret_cast<const sockaddr*>(&storage_); }
+  [[nodiscard]] socklen_t size() const noexcept { return size_; }
+  [[nodiscard]] int family() const noexcept { return storage_.ss_family; }
+
+ private:
+  sockaddr_storage storage_{};
+  socklen_t size_ = 0;
+};
+
 /// The other end of a connection, played by the test: a blocking socket with deadlines, which does what no well-behaved
 /// peer would. One thread reads and one writes at a time.
 class RawPeer {
  public:
   /// Connects. A receive buffer of that size (the system's own sizing is off then): 0 leaves it to the system.
   explicit RawPeer(const Endpoint& to, int receive_buffer = 0)
-      : RawPeer(::socket(is_ipv6(to) ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    const bool ipv6 = is_ipv6(to);
+      : RawPeer(::socket(SocketAddress(to).family(), SOCK_STREAM | SOCK_CLOEXEC, 0)) {
     if (socket_ < 0) fail("socket");
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
-    const int on = 1;
-    ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    sockaddr_in v4{};
-    v4.sin_family = AF_INET;
-    v4.sin_port = htons(to.port);
-    sockaddr_in6 v6{};
-    v6.sin6_family = AF_INET6;
-    v6.sin6_port = htons(to.port);
-    ::inet_pton(ipv6 ? AF_INET6 : AF_INET, to.host.c_str(),
-                ipv6 ? static_cast<void*>(&v6.sin6_addr) : static_cast<void*>(&v4.sin_addr));
-    const auto* address = ipv6 ? reinterpret_cast<const sockaddr*>(&v6) : reinterpret_cast<const sockaddr*>(&v4);
-    if (::connect(socket_, address, ipv6 ? sizeof v6 : sizeof v4) != 0) fail("connect");
+    if (to.transport == Transport::unix_socket) {
+      // A name, so that the other end can tell which peer this is.
+      const SocketAddress own(unix_socket(unused_name()));
+      if (::bind(socket_, own.data(), own.size()) != 0) fail("bind");
+    } else {
+      const int on = 1;
+      ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    }
+    const SocketAddress address(to);
+    if (::connect(socket_, address.data(), address.size()) != 0) fail("connect");
   }
   explicit RawPeer(int descriptor) noexcept : socket_(descriptor) {}
   RawPeer(RawPeer&& other) noexcept : socket_(std::exchange(other.socket_, -1)), pending_(std::move(other.pending_)) {}
@@ -167,6 +204,16 @@ class RawPeer {
     return ntohs(reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
   }
 
+  /// Whether that is how the other end knows us.
+  [[nodiscard]] bool is(const Endpoint& peer) const {
+    if (peer.transport != Transport::unix_socket) return peer.port == port();
+    sockaddr_un address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) fail("getsockname");
+    const SocketAddress named(peer);
+    return size == named.size() && std::memcmp(&address, named.data(), size) == 0;
+  }
+
   void shut_sending() { ::shutdown(socket_, SHUT_WR); }
   void close() {
     if (socket_ >= 0) ::close(std::exchange(socket_, -1));
@@ -179,7 +226,6 @@ class RawPeer {
   }
 
  private:
-  static bool is_ipv6(const Endpoint& endpoint) { return endpoint.host.find(':') != std::string::npos; }
   [[noreturn]] static void fail(const char* what) {
     throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
   }
@@ -210,28 +256,28 @@ class RawPeer {
   Bytes pending_;
 };
 
-/// A listening socket on 127.0.0.1, for clients that connect to a peer played by the test.
+/// A listening socket, for clients that connect to a peer played by the test.
 class RawListener {
  public:
-  explicit RawListener(int backlog = 16, int receive_buffer = 0) {
-    socket_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  explicit RawListener(int backlog = 16, int receive_buffer = 0) : endpoint_(any_endpoint()) {
+    SocketAddress address(endpoint_);
+    socket_ = ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (socket_ < 0 || ::bind(socket_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-        ::listen(socket_, backlog) != 0 || ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    if (socket_ < 0 || ::bind(socket_, address.data(), address.size()) != 0 || ::listen(socket_, backlog) != 0) {
       throw std::runtime_error(std::string("cannot listen: ") + std::strerror(errno));
     }
-    port_ = ntohs(address.sin_port);
+    if (endpoint_.transport == Transport::unix_socket) return;
+    sockaddr_in bound{};
+    socklen_t size = sizeof bound;
+    ::getsockname(socket_, reinterpret_cast<sockaddr*>(&bound), &size);
+    endpoint_.port = ntohs(bound.sin_port);
   }
   RawListener(const RawListener&) = delete;
   RawListener& operator=(const RawListener&) = delete;
   ~RawListener() { close(); }
 
-  [[nodiscard]] std::uint16_t port() const noexcept { return port_; }
-  [[nodiscard]] Endpoint endpoint() const { return {Transport::tcp, "127.0.0.1", port_}; }
+  [[nodiscard]] std::uint16_t port() const noexcept { return endpoint_.port; }
+  [[nodiscard]] const Endpoint& endpoint() const noexcept { return endpoint_; }
 
   RawPeer accept(std::chrono::milliseconds within = patience) {
     pollfd entry{socket_, POLLIN, 0};
@@ -244,7 +290,7 @@ class RawListener {
 
  private:
   int socket_ = -1;
-  std::uint16_t port_ = 0;
+  Endpoint endpoint_;
 };
 
 }  // namespace msgtrans::test

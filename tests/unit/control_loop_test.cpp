@@ -23,7 +23,7 @@ using test::patience;
 
 SessionPtr session_without_socket(const std::shared_ptr<Shard>& shard) {
   return SessionPtr(new SessionState(next_session_id(), shard, nullptr, std::make_shared<const SessionOptions>(),
-                                     Descriptor(), asio::ip::tcp::endpoint()));
+                                     Link(), Peer()));
 }
 
 ControlCommand news(const SessionPtr& session, std::uint32_t sequence, std::string text) {

@@ -10,6 +10,8 @@
 #include <msgtrans/send.hpp>
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/peer_credentials.hpp>
+#include <optional>
 #include <utility>
 
 namespace msgtrans {
@@ -85,8 +87,10 @@ class Session {
   [[nodiscard]] SessionId id() const noexcept;
   /// False once the session has ended or is ending.
   [[nodiscard]] bool is_open() const noexcept;
-  /// The address at the other end.
+  /// The address at the other end; of a Unix socket the path, which is empty for a peer that has no name.
   [[nodiscard]] Endpoint peer() const;
+  /// Whose process is at the other end of a Unix socket; nothing for other transports.
+  [[nodiscard]] std::optional<PeerCredentials> peer_credentials() const noexcept;
   [[nodiscard]] SessionStats stats() const noexcept;
   /// The executor of the shard that serves this session: work on it runs one at a time with the session's handlers.
   [[nodiscard]] detail::asio::any_io_executor get_executor() const noexcept;

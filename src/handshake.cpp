@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handshake.hpp"
+
+#include <cerrno>
+#include <new>
+#include <sys/socket.h>
+#include <utility>
+
+namespace msgtrans::detail {
+
+Handshake::Handshake(std::shared_ptr<Shard> shard, Link link, Done done)
+    : shard_(std::move(shard)), link_(std::move(link)), done_(std::move(done)), timer_(*this) {}
+
+Handshake::~Handshake() = default;
+
+void Handshake::start(std::chrono::milliseconds timeout) {
+  timeout_ = timeout;
+  shard_->add(shared_from_this());
+  try {
+    // Always for writing at first: the first step is when the socket says so, which it does at once.
+    shard_->poller().add(link_.socket.get(), *this, true, true);
+  } catch (...) {
+    shard_->remove(*this);
+    throw;
+  }
+  watched_ = watching_write_ = true;
+  if (timeout.count() != 0) shard_->timers().arm(timer_, shard_->now() + std::min(timeout, longest_duration));
+}
+
+void Handshake::on_ready(bool readable, bool, bool) {
+  Shard::Scope scope(*shard_);
+  const auto keep = shared_from_this();
+  if (done_) {
+    step();
+  } else if (readable) {
+    discard();
+  } else {
+    leave();
+  }
+}
+
+void Handshake::step() {
+  try {
+    switch (link_.connection->handshake()) {
+      case Connection::Status::done: {
+        Link link = std::move(link_);
+        shard_->timers().disarm(timer_);
+        shard_->poller().remove(link.socket.get(), *this);
+        watched_ = false;
+        const auto keep = shared_from_this();
+        shard_->remove(*this);
+        return tell({}, std::move(link));
+      }
+      case Connection::Status::blocked: {
+        const bool write = link_.connection->wants_write();
+        if (write != watching_write_) shard_->poller().change(link_.socket.get(), *this, true, write);
+        watching_write_ = write;
+        return;
+      }
+      default: return failed(link_.connection->error());
+    }
+  } catch (const std::exception& failure) {
+    failed(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+  }
+}
+
+/// The peer may have been told why, which a reset would take from it: so what it still sends is read, for a while.
+void Handshake::failed(Error error) noexcept {
+  constexpr std::chrono::seconds linger{1};
+  link_.connection.reset();
+  tell(std::move(error), {});
+  ::shutdown(link_.socket.get(), SHUT_WR);
+  if (watching_write_) shard_->poller().change(link_.socket.get(), *this, true, false);
+  watching_write_ = false;
+  shard_->timers().arm(timer_, shard_->now() + linger);
+}
+
+void Handshake::discard() noexcept {
+  const auto buffer = Shard::read_buffer();
+  const ssize_t count = ::recv(link_.socket.get(), buffer.data(), buffer.size(), 0);
+  if (count > 0 || (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))) return;
+  leave();
+}
+
+void Handshake::expired() noexcept {
+  Error late(Errc::handshake_timeout);
+  try {
+    late.text = "the handshake was not finished within " + std::to_string(timeout_.count()) + " ms";
+  } catch (const std::bad_alloc&) {
+    // The code says enough.
+  }
+  end(late);
+}
+
+void Handshake::end(const Error& why) noexcept {
+  const auto keep = shared_from_this();
+  link_.connection.reset();
+  leave();
+  if (done_) tell(why, {});
+}
+
+void Handshake::leave() noexcept {
+  shard_->timers().disarm(timer_);
+  if (watched_) shard_->poller().remove(link_.socket.get(), *this);
+  watched_ = false;
+  link_.socket.reset();
+  shard_->remove(*this);
+}
+
+void Handshake::tell(Error error, Link link) noexcept {
+  const Done done = std::exchange(done_, nullptr);
+  done(std::move(error), std::move(link));
+}
+
+}  // namespace msgtrans::detail

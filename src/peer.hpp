@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <msgtrans/detail/asio.hpp>
+#include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/peer_credentials.hpp>
+#include <string>
+
+namespace msgtrans::detail {
+
+/// Who is at the other end of a socket.
+struct Peer {
+  Transport transport = Transport::tcp;
+  asio::ip::tcp::endpoint address = {};  // unless it is a Unix socket
+  PeerCredentials credentials = {};      // if it is
+  std::string path = {};                 // likewise; empty if that end has no name
+
+  [[nodiscard]] bool has_address() const noexcept { return transport != Transport::unix_socket; }
+  [[nodiscard]] Endpoint endpoint() const {
+    if (!has_address()) return {.transport = transport, .path = path};
+    return {.transport = transport, .host = address.address().to_string(), .port = address.port()};
+  }
+  /// For people: the address, or the name of the socket or else of the process.
+  [[nodiscard]] std::string to_string() const {
+    if (has_address() || !path.empty()) return endpoint().to_string();
+    return "process " + std::to_string(credentials.process) + " of user " + std::to_string(credentials.user);
+  }
+};
+
+}  // namespace msgtrans::detail
