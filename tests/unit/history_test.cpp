@@ -2,6 +2,7 @@
 // The checkers of histories must find what is wrong, or the stress tests that use them prove nothing.
 #include "support/history.hpp"
 
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <gtest/gtest.h>
@@ -171,21 +172,19 @@ class BrokenQueue {
     if (closed_) return Sent::closed;
     if (defect == Defect::loses_some && ++count_ % 100 == 0) return Sent::ok;
     items_.push_back(item);
+    changed_.notify_one();
     return Sent::ok;
   }
   std::optional<Item> receive() {
-    for (;;) {
-      {
-        const std::lock_guard lock(mutex_);
-        if (!items_.empty()) return take();
-        if (closed_) return std::nullopt;
-      }
-      std::this_thread::yield();
-    }
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !items_.empty() || closed_; });
+    if (items_.empty()) return std::nullopt;
+    return take();
   }
   void close() {
     const std::lock_guard lock(mutex_);
     closed_ = true;
+    changed_.notify_all();
     if (defect == Defect::forgets_at_close && !items_.empty()) items_.pop_back();
   }
 
@@ -201,6 +200,7 @@ class BrokenQueue {
   }
 
   std::mutex mutex_;
+  std::condition_variable changed_;
   std::deque<Item> items_;
   int count_ = 0;
   bool closed_ = false;

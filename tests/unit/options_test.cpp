@@ -260,8 +260,8 @@ TEST(Endpoint, BadUrlsAreShownWithWhatIsWrong) {
   expect("localhost:8001", "no scheme; write it as tcp://host:port");
   expect("//localhost:8001", "no scheme; write it as tcp://host:port");
   expect("://localhost:8001", "no scheme; write it as tcp://host:port");
-  expect("http://localhost:8001", "unknown scheme \"http\"; there is tcp");
-  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there is tcp");
+  expect("http://localhost:8001", "unknown scheme \"http\"; there are tcp and unix");
+  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there are tcp and unix");
   expect("tcp://localhost:8001/", "\"8001/\" is no port");
 }
 
