@@ -70,7 +70,8 @@ OwnedMessage::~OwnedMessage() {
   if (session_) session_->give_up_answer();
 }
 
-SendResult OwnedMessage::respond(BytesView payload, BytesView extension) {
+SendResult OwnedMessage::respond(BytesView payload, BytesView extension,
+                                 const std::optional<CompressionOptions>& compression) {
   if (asker_) {
     OwnedMessage reply(detail::local_header(wire::PacketType::response, payload,
                                             {.biz_type = header_.biz_type, .extension = extension}),
@@ -80,7 +81,7 @@ SendResult OwnedMessage::respond(BytesView payload, BytesView extension) {
     return SendResult::queued;
   }
   if (!session_) return SendResult::not_found;
-  const auto result = session_->respond_retained(header_, payload, extension);
+  const auto result = session_->respond_retained(header_, payload, extension, compression);
   if (result == SendResult::queued) session_ = nullptr;
   return result;
 }
@@ -112,9 +113,10 @@ SendResult Session::send(BytesView payload, const SendOptions& options) {
   return state_->send(payload, options);
 }
 
-SendResult Session::respond(const Message& request, BytesView payload, BytesView extension) {
+SendResult Session::respond(const Message& request, BytesView payload, BytesView extension,
+                            const std::optional<CompressionOptions>& compression) {
   if (request.session_ != state_.get()) return SendResult::not_found;
-  return state_->respond(request, payload, extension);
+  return state_->respond(request, payload, extension, compression);
 }
 
 void Session::close(std::string_view reason) {

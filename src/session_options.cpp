@@ -4,6 +4,7 @@
 #include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/session_options.hpp>
 #include <string>
+#include <zstd.h>
 
 namespace msgtrans {
 
@@ -20,6 +21,11 @@ namespace {
 class Check {
  public:
   void range(const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
+    if (error_ || (value >= least && value <= most)) return;
+    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
+                                             std::to_string(least) + " to " + std::to_string(most));
+  }
+  void level(const char* name, int value, int least, int most) {
     if (error_ || (value >= least && value <= most)) return;
     error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
                                              std::to_string(least) + " to " + std::to_string(most));
@@ -45,6 +51,14 @@ Error validate(const SessionOptions& options) {
   check.range("outbound_packets", options.outbound_packets, 1, protocol::OutboundBudget::max_packets);
   check.range("slow_consumer", static_cast<std::uint64_t>(options.slow_consumer), 0,
               static_cast<std::uint64_t>(SlowConsumer::close));
+  check.range("compression.codec", static_cast<std::uint64_t>(options.compression.codec), 0,
+              static_cast<std::uint64_t>(Compression::zlib));
+  check.range("compression.threshold", options.compression.threshold, 0, gib);
+  if (options.compression.codec == Compression::zstd) {
+    check.level("compression.level", options.compression.level, ZSTD_minCLevel(), ZSTD_maxCLevel());
+  } else if (options.compression.codec == Compression::zlib) {
+    check.level("compression.level", options.compression.level, 0, 9);
+  }
   check.duration("request_timeout", options.request_timeout);
   check.duration("first_packet_timeout", options.first_packet_timeout);
   check.duration("idle_timeout", options.idle_timeout);

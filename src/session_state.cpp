@@ -54,10 +54,12 @@ void intrusive_ptr_release(const SessionState* state) noexcept {
 // --- OutgoingCommand
 
 OutgoingCommandPtr OutgoingCommand::make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
-                                         BytesView payload) {
+                                         BytesView payload, const Packing& packing) {
   void* const memory = ::operator new(sizeof(OutgoingCommand) + extension.size() + payload.size());
   auto* const command =
       ::new (memory) OutgoingCommand(std::move(session), kind, header, extension.size(), payload.size());
+  command->header.compression = packing.codec;
+  command->packing = packing;
   auto* const bytes = reinterpret_cast<std::byte*>(command + 1);
   std::copy_n(extension.data(), extension.size(), bytes);
   std::copy_n(payload.data(), payload.size(), bytes + extension.size());
@@ -109,8 +111,10 @@ SessionState::~SessionState() = default;
 SessionStats SessionState::stats() const noexcept {
   const auto normal = budget_.depth();
   const auto priority = priority_budget_.depth();
-  return {protocol_.packets_in(), protocol_.packets_out(),       protocol_.bytes_in(),
-          protocol_.bytes_out(),  normal.bytes + priority.bytes, normal.packets + priority.packets};
+  return {protocol_.packets_in(),         protocol_.packets_out(),          protocol_.bytes_in(),
+          protocol_.bytes_out(),          normal.bytes + priority.bytes,    normal.packets + priority.packets,
+          compressed_packets_.value(),    compressed_bytes_before_.value(), compressed_bytes_after_.value(),
+          incompressible_packets_.value()};
 }
 
 SendResult SessionState::check(std::size_t payload, std::size_t extension) const noexcept {
@@ -172,25 +176,49 @@ void SessionState::unreserve(std::size_t size, bool priority) noexcept {
   (priority ? priority_budget_ : budget_).release({size, 1});
 }
 
-SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
+/// Who tries until there is room is not to compress each time: refuses what not even a byte of has room.
+SendResult SessionState::refuse_unpacked(std::size_t payload, const SendOptions& options) noexcept {
+  if (const auto refused = check(0, options.extension.size()); refused != SendResult::queued) return refused;
+  const auto depth = (options.high_priority ? priority_budget_ : budget_).depth();
+  const std::size_t factor = options_->slow_consumer == SlowConsumer::drop_oldest && !options.high_priority ? 2 : 1;
+  const std::size_t least = wire::header_size + options.extension.size() + 1;
+  if (depth.packets == 0 || (depth.packets < factor * options_->outbound_packets &&
+                             depth.bytes + least <= factor * options_->outbound_bytes)) {
+    return SendResult::queued;
+  }
+  const std::size_t size = least - 1 + payload;
+  const auto full = reserve(size, options.high_priority);
+  if (full == SendResult::queued) unreserve(size, options.high_priority);  // there is room after all
+  return full;
+}
+
+SendResult SessionState::send(BytesView original, const SendOptions& options) noexcept {
+  const bool here = Shard::current() == shard_.get();
+  const bool answer = here && delivering_;
+  const auto how = packing_of(*options_, options.compression, original.size());
+  if (how.codec != Compression::none && !answer) {
+    if (const auto refused = refuse_unpacked(original.size(), options); refused != SendResult::queued) return refused;
+  }
+  const PackedPayload packed(how, original);
+  const BytesView payload = packed.bytes();
   if (const auto refused = check(payload.size(), options.extension.size()); refused != SendResult::queued) {
     return refused;
   }
   const std::size_t size = wire::header_size + options.extension.size() + payload.size();
-  const bool here = Shard::current() == shard_.get();
-  const bool answer = here && delivering_;
   if (!answer) {
     if (const auto full = reserve(size, options.high_priority); full != SendResult::queued) return full;
   }
-  const auto header = header_for(wire::PacketType::one_way, options);
+  auto header = header_for(wire::PacketType::one_way, options);
   const auto kind = answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
   if (here && shard_->caught_up()) {
+    header.compression = packed.packing().codec;
+    count(packed.packing(), payload.size());
     enqueue(header, options.extension, payload, kind);
     return SendResult::queued;
   }
   try {
     auto command = OutgoingCommand::make(this, answer ? OutgoingCommand::Kind::answer : OutgoingCommand::Kind::one_way,
-                                         header, options.extension, payload);
+                                         header, options.extension, payload, packed.packing());
     command->reserved = !answer;
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
@@ -199,22 +227,27 @@ SendResult SessionState::send(BytesView payload, const SendOptions& options) noe
   }
 }
 
-SendResult SessionState::respond(const Message& request, BytesView payload, BytesView extension) noexcept {
+SendResult SessionState::respond(const Message& request, BytesView payload, BytesView extension,
+                                 const Override& compression) noexcept {
   if (!request.answerable_) return SendResult::not_found;
-  const auto result = respond(request.header_, payload, extension);
+  const auto result = respond(request.header_, payload, extension, compression);
   if (result == SendResult::queued) request.answerable_ = false;
   return result;
 }
 
-SendResult SessionState::respond_retained(const wire::Header& request, BytesView payload,
-                                          BytesView extension) noexcept {
-  const auto result = respond(request, payload, extension);
+SendResult SessionState::respond_retained(const wire::Header& request, BytesView payload, BytesView extension,
+                                          const Override& compression) noexcept {
+  const auto result = respond(request, payload, extension, compression);
   // After the answer is on its way: a draining session must not see nothing owed in between.
   if (result == SendResult::queued) give_up_answer();
   return result;
 }
 
-SendResult SessionState::respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept {
+SendResult SessionState::respond(const wire::Header& request, BytesView original, BytesView extension,
+                                 const Override& compression) noexcept {
+  if (const auto refused = check(0, extension.size()); refused != SendResult::queued) return refused;
+  const PackedPayload packed(packing_of(*options_, compression, original.size()), original);
+  const BytesView payload = packed.bytes();
   if (const auto refused = check(payload.size(), extension.size()); refused != SendResult::queued) return refused;
   wire::Header header;
   header.type = wire::PacketType::response;
@@ -222,11 +255,14 @@ SendResult SessionState::respond(const wire::Header& request, BytesView payload,
   header.message_id = request.message_id;
   header.flags = static_cast<std::uint16_t>(request.flags & wire::flags::high_priority);
   if (Shard::current() == shard_.get() && shard_->caught_up()) {
+    header.compression = packed.packing().codec;
+    count(packed.packing(), payload.size());
     enqueue(header, extension, payload, protocol::OutboundKind::answer);
     return SendResult::queued;
   }
   try {
-    auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload);
+    auto command =
+        OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload, packed.packing());
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
     return SendResult::would_block;
@@ -265,15 +301,19 @@ void SessionState::close(Error reason) noexcept {
 namespace {
 
 OutgoingCommandPtr make_command(SessionPtr session, const Home& home, OutgoingCommand::Kind kind,
-                                const wire::Header& header, BytesView extension, BytesView payload) {
+                                const wire::Header& header, BytesView extension, BytesView payload,
+                                const std::optional<CompressionOptions>& compression) {
+  const PackedPayload packed(
+      session && session->is_open() ? packing_of(session->options(), compression, payload.size()) : no_compression,
+      payload);
   if (session &&
-      (payload.size() > session->options().max_payload || extension.size() > session->options().max_extension)) {
+      (packed.bytes().size() > session->options().max_payload || extension.size() > session->options().max_extension)) {
     auto command = OutgoingCommand::make(std::move(session), kind, header, {}, {});
     command->refusal = Errc::too_large;
     return command;
   }
   const bool known = session != nullptr;
-  auto command = OutgoingCommand::make(std::move(session), kind, header, extension, payload);
+  auto command = OutgoingCommand::make(std::move(session), kind, header, extension, packed.bytes(), packed.packing());
   if (!known) {
     command->refusal = home.nobody;
     command->home = home.shard;
@@ -309,7 +349,7 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
 
 OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options) {
   return make_command(std::move(session), home, OutgoingCommand::Kind::one_way,
-                      header_for(wire::PacketType::one_way, options), options.extension, payload);
+                      header_for(wire::PacketType::one_way, options), options.extension, payload, options.compression);
 }
 
 OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView payload,
@@ -320,7 +360,7 @@ OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView 
                               header_for(wire::PacketType::request, {.biz_type = options.biz_type,
                                                                      .high_priority = options.high_priority,
                                                                      .route_tag = options.route_tag}),
-                              options.extension, payload);
+                              options.extension, payload, options.compression);
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;
@@ -401,6 +441,23 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   return true;
 }
 
+/// What was compressed, or could not be, and is now accepted; `size`: on the wire.
+void SessionState::count(const Packing& packing, std::size_t size) noexcept {
+  if (packing.tried == 0) return;
+  auto& counters = shard_->counters();
+  if (packing.codec == Compression::none) {
+    incompressible_packets_.add(1);
+    counters.incompressible_packets.add(1);
+    return;
+  }
+  compressed_packets_.add(1);
+  compressed_bytes_before_.add(packing.tried);
+  compressed_bytes_after_.add(size);
+  counters.compressed_packets.add(1);
+  counters.compressed_bytes_before.add(packing.tried);
+  counters.compressed_bytes_after.add(size);
+}
+
 void SessionState::make_room(std::size_t size) noexcept {
   auto depth = protocol_.outbound().depth();
   while (depth.packets != 0 &&
@@ -462,13 +519,15 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
     if (command->operation) command->operation->message_id = id;
     shard_->counters().requests.add(1);
   }
+  count(command->packing, command->payload().size());
   const auto kind = command->kind == Kind::answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
   enqueue(command->header, command->extension(), command->payload(), kind);
   if (command->on_sent) command->finish({}, *shard_);
 }
 
 void SessionState::take(const wire::Header& header, std::span<const std::byte> extension,
-                        const protocol::SharedBytes& payload) noexcept {
+                        const protocol::SharedBytes& payload, const Packing& packing) noexcept {
+  if (protocol_.accepts()) count(packing, payload->size());
   if (payload->size() < protocol::OutboundQueue::large_payload || !protocol_.accepts()) {
     return enqueue(header, extension, *payload, protocol::OutboundKind::push);
   }

@@ -3,6 +3,7 @@
 
 #include "connection.hpp"
 #include "descriptor.hpp"
+#include "packed_payload.hpp"
 #include "peer.hpp"
 #include "poller.hpp"
 #include "shard.hpp"
@@ -46,7 +47,7 @@ class OutgoingCommand final : public Command {
 
   /// With the bytes behind the object, in one allocation.
   static OutgoingCommandPtr make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
-                                 BytesView payload);
+                                 BytesView payload, const Packing& packing = {});
   ~OutgoingCommand() override;
   void run(std::unique_ptr<Command> self) noexcept override;
 
@@ -62,6 +63,7 @@ class OutgoingCommand final : public Command {
   Kind kind;
   bool reserved = false;  // has room in the budget already
   wire::Header header;
+  Packing packing;
   error_code refusal;  // found at the start; told through the handler
   std::chrono::milliseconds timeout{0};
   SendHandler on_sent;
@@ -137,16 +139,20 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] const SessionOptions& options() const noexcept { return *options_; }
 
   SendResult send(BytesView payload, const SendOptions& options) noexcept;
-  SendResult respond(const Message& request, BytesView payload, BytesView extension) noexcept;
-  SendResult respond(const wire::Header& request, BytesView payload, BytesView extension) noexcept;
+  using Override = std::optional<CompressionOptions>;
+  SendResult respond(const Message& request, BytesView payload, BytesView extension,
+                     const Override& compression) noexcept;
+  SendResult respond(const wire::Header& request, BytesView payload, BytesView extension,
+                     const Override& compression) noexcept;
   /// A retained message took over to answer a request of the peer, which keeps a draining session waiting ...
   void owe_answer() noexcept { answers_owed_.fetch_add(1); }
   /// ... answers it (once) ...
-  SendResult respond_retained(const wire::Header& request, BytesView payload, BytesView extension) noexcept;
+  SendResult respond_retained(const wire::Header& request, BytesView payload, BytesView extension,
+                              const Override& compression) noexcept;
   /// ... or never will.
   void give_up_answer() noexcept;
   void close(Error reason) noexcept;
-  /// Whether a message of that size may be sent at all.
+  /// Whether a message of that size, on the wire, may be sent at all.
   [[nodiscard]] SendResult check(std::size_t payload, std::size_t extension) const noexcept;
   /// Takes room for a packet as the session's policy says. `would_block` or `closed` if there is none.
   SendResult reserve(std::size_t size, bool high_priority) noexcept;
@@ -170,8 +176,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// Does what the command says, or lets it wait for room.
   void take(OutgoingCommandPtr command) noexcept;
   /// One of a broadcast; room is reserved.
-  void take(const wire::Header& header, std::span<const std::byte> extension,
-            const protocol::SharedBytes& payload) noexcept;
+  void take(const wire::Header& header, std::span<const std::byte> extension, const protocol::SharedBytes& payload,
+            const Packing& packing) noexcept;
   void cancel(const Operation& operation) noexcept;
   [[nodiscard]] protocol::SessionProtocol& protocol() noexcept { return protocol_; }
   [[nodiscard]] std::any& user_data() noexcept { return user_data_; }
@@ -208,6 +214,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
                protocol::OutboundKind kind) noexcept;
   bool write_through(const wire::Header& header, std::span<const std::byte> extension,
                      std::span<const std::byte> payload, protocol::OutboundKind kind);
+  void count(const Packing& packing, std::size_t size) noexcept;
+  SendResult refuse_unpacked(std::size_t payload, const SendOptions& options) noexcept;
   void make_room(std::size_t size) noexcept;
   void start(OutgoingCommandPtr command) noexcept;
   void admit_waiting() noexcept;
@@ -284,6 +292,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::OutboundBudget budget_;         // of the normal lane, and of published_answers_
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
+  protocol::Counter compressed_packets_, compressed_bytes_before_, compressed_bytes_after_, incompressible_packets_;
   protocol::SessionProtocol protocol_;
   std::unique_ptr<Waiting> waiting_;  // null if nobody waits
   std::shared_ptr<ActorCore<OwnedMessage>> actor_;

@@ -85,7 +85,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   struct Counters {
     protocol::Counter sessions_total, sessions_refused, accept_failures, packets_in, packets_out, bytes_in, bytes_out,
         protocol_errors, handler_failures, unhandled, dropped_oldest, dropped_at_close, requests, requests_timed_out,
-        unmatched_responses, sessions_swept, handshake_failures;
+        unmatched_responses, sessions_swept, handshake_failures, compressed_packets, compressed_bytes_before,
+        compressed_bytes_after, incompressible_packets;
   };
 
   /// With a thread of its own, not yet started.

@@ -7,6 +7,7 @@
 #include <memory>
 #include <msgtrans/send.hpp>
 #include <msgtrans/wire/header.hpp>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -105,8 +106,9 @@ class OwnedMessage {
   [[nodiscard]] bool is_local() const noexcept { return local_; }
 
   /// Answers a retained request, once, from any thread. `not_found` if this is not a request or was answered;
-  /// `closed` if its session has ended; `too_large` leaves it answerable.
-  SendResult respond(BytesView payload, BytesView extension = {});
+  /// `closed` if its session has ended; `too_large` leaves it answerable. `compression` as in `SendOptions`.
+  SendResult respond(BytesView payload, BytesView extension = {},
+                     const std::optional<CompressionOptions>& compression = {});
 
  private:
   friend class detail::SessionState;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <msgtrans/bytes_view.hpp>
+#include <msgtrans/compression_options.hpp>
 #include <msgtrans/error.hpp>
 #include <optional>
 
@@ -14,7 +15,8 @@ namespace msgtrans {
 enum class SendResult : std::uint8_t {
   queued,       ///< accepted: it is written, or counted as dropped if the session ends before it could be
   would_block,  ///< the outbound queue has no room; `async_send` waits for it
-  too_large,    ///< the payload is over `SessionOptions::max_payload`, or the extension header over `max_extension`
+  too_large,    ///< the payload is on the wire over `SessionOptions::max_payload`, or the extension header over
+                ///< `max_extension`
   closed,       ///< the session has ended or is ending
   not_found,    ///< no session has that id; for `respond`: this message awaits no answer (any more)
 };
@@ -53,6 +55,9 @@ struct SendOptions {
   bool high_priority = false;
   /// Tells the receiver that the extension header holds a route tag (a wire flag).
   bool route_tag = false;
+  /// Instead of `SessionOptions::compression`; `no_compression` sends it as it is. A level out of its range is taken
+  /// for the nearest that is not.
+  std::optional<CompressionOptions> compression = {};
 };
 
 struct RequestOptions {
@@ -63,6 +68,8 @@ struct RequestOptions {
   /// How long to wait for room in the queue and for the answer together; unset: `SessionOptions::request_timeout`;
   /// zero: for ever.
   std::optional<std::chrono::milliseconds> timeout = {};
+  /// As `SendOptions::compression`.
+  std::optional<CompressionOptions> compression = {};
 };
 
 /// What became of a broadcast; the three add up to the sessions that were visited.

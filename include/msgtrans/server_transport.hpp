@@ -110,6 +110,11 @@ struct ServerStats {
   std::uint64_t requests_timed_out = 0;   ///< of those
   std::uint64_t unmatched_responses = 0;  ///< late, duplicate and forged answers, dropped
   std::uint64_t sessions_swept = 0;       ///< ended by `SessionManager::sweep`
+  // As in `SessionStats`:
+  std::uint64_t compressed_packets = 0;       ///< whose payload was compressed ...
+  std::uint64_t compressed_bytes_before = 0;  ///< ... from this many bytes ...
+  std::uint64_t compressed_bytes_after = 0;   ///< ... to these
+  std::uint64_t incompressible_packets = 0;   ///< sent as they are, because compressing made them no smaller
 };
 
 /// What `stop` had to cut at the end of the drain time; all zero if everything finished.
@@ -215,7 +220,8 @@ class ServerTransport {
   }
   /// False if there is none with that id.
   bool close(SessionId session, std::string_view reason = {});
-  /// Sends to every session that is there. Encoded once; never blocks; O(sessions). Overflow is treated as by `send`.
+  /// Sends to every session that is there. Encoded once, and compressed once for all sessions whose options, or the
+  /// override, name the same codec and level; never blocks; O(sessions). Overflow is treated as by `send`.
   BroadcastResult broadcast(BytesView payload, const SendOptions& options = {});
 
   /// What happens from now on: sessions that come and go, protocol errors, slow consumers, failing actors, and what

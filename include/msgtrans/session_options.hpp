@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <msgtrans/compression_options.hpp>
 #include <msgtrans/error.hpp>
 
 namespace msgtrans {
@@ -30,6 +31,10 @@ struct SessionOptions {
   std::size_t outbound_bytes = 1024 * 1024;
   std::size_t outbound_packets = 4096;
   SlowConsumer slow_consumer = SlowConsumer::wait;
+
+  /// For what is sent, answers too, by calls that say nothing else. A payload over `max_decompressed` is not
+  /// compressed; a compressed one may be over `max_payload` before, but not on the wire.
+  CompressionOptions compression = {};
 
   /// For requests that name no timeout of their own.
   std::chrono::milliseconds request_timeout{10'000};

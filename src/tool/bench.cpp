@@ -33,6 +33,7 @@ struct Bench {
   double duration = 5;
   Mode mode = Mode::request;
   bool json = false;
+  CompressionOptions compression;
 
   int run();
 };
@@ -41,7 +42,7 @@ struct Bench {
 class Connection {
  public:
   Connection(const Bench& bench, const boost::asio::any_io_executor& executor)
-      : bench_(bench), payload_(bench.size, std::byte{0x5a}), client_({.executor = executor}) {
+      : bench_(bench), payload_(bench.size, std::byte{0x5a}), client_(client_options(bench, executor)) {
     client_.on_message([this](Session&, const Message& message) { came_back(message.payload().size()); });
     client_.on_disconnect([this](Session&, const Error& reason) {
       if (!stopping_) failures_ += 1;
@@ -67,6 +68,11 @@ class Connection {
   [[nodiscard]] unsigned in_flight() const { return in_flight_; }
 
  private:
+  static ClientOptions client_options(const Bench& bench, const boost::asio::any_io_executor& executor) {
+    ClientOptions options{.executor = executor};
+    options.session.compression = bench.compression;
+    return options;
+  }
   void send() {
     ++in_flight_;
     if (bench_.mode == Mode::request) {
@@ -237,6 +243,7 @@ void add_bench(CLI::App& app, Action& action) {
       ->transform(
           CLI::CheckedTransformer(std::map<std::string, Mode>{{"request", Mode::request}, {"oneway", Mode::oneway}}))
       ->default_str("request");
+  add_compression(*command, bench->compression);
   command->add_flag("--json", bench->json, "Print the result as one JSON object");
   command->final_callback([&action, bench] { action = [bench] { return bench->run(); }; });
 }

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <map>
+#include <msgtrans/compression_options.hpp>
 #include <string>
 
 namespace msgtrans::tool {
@@ -22,6 +24,27 @@ inline constexpr int exit_usage = 2;    ///< the command line makes no sense
 
 [[nodiscard]] inline std::chrono::milliseconds seconds(double value) {
   return std::chrono::milliseconds(std::llround(value * 1000));
+}
+
+/// CLI11 would take "-1" for a very large number.
+[[nodiscard]] inline CLI::Validator whole_number() {
+  return {[](const std::string& text) {
+            const bool whole = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+            return whole ? std::string() : "\"" + text + "\" is no whole number";
+          },
+          ""};
+}
+
+/// `--compress` and `--compress-above`.
+inline void add_compression(CLI::App& command, CompressionOptions& options) {
+  command.add_option("--compress", options.codec, "Compress what is sent, where that makes it smaller")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Compression>{{"zstd", Compression::zstd}, {"zlib", Compression::zlib}}))
+      ->option_text("zstd|zlib (default: nothing)");
+  command.add_option("--compress-above", options.threshold, "Payloads of at least that size")
+      ->check(whole_number())
+      ->type_name("BYTES")
+      ->capture_default_str();
 }
 
 }  // namespace msgtrans::tool

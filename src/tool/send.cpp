@@ -21,6 +21,7 @@ struct Send {
   std::uint64_t count = 1;
   unsigned biz = 0;
   double timeout = 10;
+  CompressionOptions compression;
 
   int run();
 };
@@ -59,7 +60,9 @@ class Replies {
 
 int Send::run() {
   Replies replies;
-  ClientTransport client({.connect_timeout = seconds(timeout)});
+  ClientOptions options{.connect_timeout = seconds(timeout)};
+  options.session.compression = compression;
+  ClientTransport client(options);
   client.on_message([&replies](Session&, const Message& message) { replies.print(message.text()); });
   client.on_disconnect([&replies](Session&, const Error& reason) { replies.end(reason); });
   client.connect(url);
@@ -104,6 +107,7 @@ void add_send(CLI::App& app, Action& action) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--biz", send->biz, "biz_type")->check(CLI::Range(0, 255))->capture_default_str();
+  add_compression(*command, send->compression);
   command->add_option("--timeout", send->timeout, "For connecting, and for the replies")
       ->type_name("S")
       ->check(CLI::Range(0.001, 31536000.0))

@@ -24,7 +24,7 @@ struct Serve {
   int run();
 };
 
-void print_summary(const ServerStats& stats, const StopReport& report, bool as_json) {
+void print_summary(const ServerStats& stats, const StopReport& report, bool compresses, bool as_json) {
   const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close;
   if (as_json) {
     const nlohmann::ordered_json summary{{"sessions", stats.sessions_total},
@@ -37,6 +37,10 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool as_j
                                          {"protocol_errors", stats.protocol_errors},
                                          {"unmatched_responses", stats.unmatched_responses},
                                          {"accept_failures", stats.accept_failures},
+                                         {"compressed_packets", stats.compressed_packets},
+                                         {"compressed_bytes_before", stats.compressed_bytes_before},
+                                         {"compressed_bytes_after", stats.compressed_bytes_after},
+                                         {"incompressible_packets", stats.incompressible_packets},
                                          {"sessions_cut", report.sessions_cut}};
     std::printf("%s\n", summary.dump().c_str());
   } else {
@@ -48,6 +52,13 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool as_j
     std::printf("dropped %llu packets, %llu protocol errors, %llu unmatched responses, %zu sessions cut\n",
                 static_cast<unsigned long long>(dropped), static_cast<unsigned long long>(stats.protocol_errors),
                 static_cast<unsigned long long>(stats.unmatched_responses), report.sessions_cut);
+    if (compresses) {
+      std::printf("compressed %llu payloads from %llu bytes to %llu; %llu would not get smaller\n",
+                  static_cast<unsigned long long>(stats.compressed_packets),
+                  static_cast<unsigned long long>(stats.compressed_bytes_before),
+                  static_cast<unsigned long long>(stats.compressed_bytes_after),
+                  static_cast<unsigned long long>(stats.incompressible_packets));
+    }
   }
   std::fflush(stdout);
 }
@@ -90,7 +101,7 @@ int Serve::run() {
   }
   std::fflush(stdout);
   const StopReport report = server.run();
-  print_summary(server.stats(), report, json);
+  print_summary(server.stats(), report, options.session.compression.codec != Compression::none, json);
   return 0;
 }
 
@@ -98,13 +109,6 @@ int Serve::run() {
 
 void add_serve(CLI::App& app, Action& action) {
   auto serve = std::make_shared<Serve>();
-  // CLI11 would take "-1" for a very large number.
-  const CLI::Validator whole_number(
-      [](const std::string& text) {
-        const bool whole = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-        return whole ? std::string() : "\"" + text + "\" is no whole number";
-      },
-      "");
   CLI::App* const command = app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain");
   const auto add_listener = [&](const char* name, std::vector<std::string>& where, const char* type, const char* help) {
     command->add_option(name, where, help)
@@ -120,26 +124,27 @@ void add_serve(CLI::App& app, Action& action) {
   command->add_flag("--echo", serve->echo,
                     "Answer requests and return one-way messages with the same payload (default)");
   command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")
-      ->check(whole_number)
+      ->check(whole_number())
       ->capture_default_str();
   command->add_option("--max-message", serve->max_message, "Largest payload, also decompressed")
-      ->check(whole_number)
+      ->check(whole_number())
       ->type_name("BYTES")
       ->capture_default_str();
   command->add_option("--outbound-limit", serve->options.session.outbound_bytes, "Outbound queue of a session")
-      ->check(whole_number)
+      ->check(whole_number())
       ->type_name("BYTES")
       ->capture_default_str();
   command->add_option("--slow-consumer", serve->options.session.slow_consumer, "When that queue is full")
       ->transform(CLI::CheckedTransformer(std::map<std::string, SlowConsumer>{
           {"wait", SlowConsumer::wait}, {"drop-oldest", SlowConsumer::drop_oldest}, {"close", SlowConsumer::close}}))
       ->option_text("wait|drop-oldest|close (default wait)");
+  add_compression(*command, serve->options.session.compression);
   command->add_option("--max-sessions", serve->options.max_sessions, "Sessions at once")
-      ->check(whole_number)
+      ->check(whole_number())
       ->capture_default_str();
   command
       ->add_option("--max-sessions-per-address", serve->options.max_sessions_per_address, "Of one address; 0: no limit")
-      ->check(whole_number)
+      ->check(whole_number())
       ->capture_default_str();
   const auto add_seconds = [&](const char* name, double& value, const char* help) {
     command->add_option(name, value, help)

@@ -17,11 +17,14 @@
 #include <string_view>
 #include <type_traits>
 #include <vector>
+#include <zstd.h>
 
 namespace {
 
 using namespace std::chrono_literals;
 using msgtrans::BytesView;
+using msgtrans::Compression;
+using msgtrans::CompressionOptions;
 using msgtrans::Endpoint;
 using msgtrans::Errc;
 using msgtrans::Error;
@@ -39,6 +42,9 @@ TEST(SessionOptions, DefaultsAreTheDocumentedOnesAndValid) {
   EXPECT_EQ(options.outbound_bytes, 1'048'576U);
   EXPECT_EQ(options.outbound_packets, 4'096U);
   EXPECT_EQ(options.slow_consumer, SlowConsumer::wait);
+  EXPECT_EQ(options.compression.codec, msgtrans::Compression::none);
+  EXPECT_EQ(options.compression.threshold, 512U);
+  EXPECT_EQ(options.compression.level, 0);
   EXPECT_EQ(options.request_timeout, 10s);
   EXPECT_EQ(options.first_packet_timeout, 10s);
   EXPECT_EQ(options.idle_timeout, 0s);
@@ -72,6 +78,11 @@ std::vector<OptionCase> option_cases() {
       options.*member = static_cast<std::remove_reference_t<decltype(options.*member)>>(value);
     };
   };
+  const auto compression = [](auto member) {
+    return [member](SessionOptions& options, std::int64_t value) {
+      options.compression.*member = static_cast<std::remove_reference_t<decltype(options.compression.*member)>>(value);
+    };
+  };
   const char* const off_to_year = "must be from 0 (off) to a year";
   return {
       {"max_payload", number(&SessionOptions::max_payload), 1, gib, any32, "must be from 1 to 1073741824"},
@@ -81,6 +92,9 @@ std::vector<OptionCase> option_cases() {
       {"outbound_packets", number(&SessionOptions::outbound_packets), 1, 50'000'000, any64,
        "must be from 1 to 50000000"},
       {"slow_consumer", number(&SessionOptions::slow_consumer), 0, 2, 255, "must be from 0 to 2"},
+      {"compression.codec", compression(&CompressionOptions::codec), 0, 2, 255, "must be from 0 to 2"},
+      {"compression.threshold", compression(&CompressionOptions::threshold), 0, gib, any32,
+       "must be from 0 to 1073741824"},
       {"request_timeout", milliseconds(&SessionOptions::request_timeout), 0, year, any64, off_to_year},
       {"first_packet_timeout", milliseconds(&SessionOptions::first_packet_timeout), 0, year, any64, off_to_year},
       {"idle_timeout", milliseconds(&SessionOptions::idle_timeout), 0, year, any64, off_to_year},
@@ -123,6 +137,25 @@ TEST(SessionOptions, AValueJustOutsideItsRangeIsNamedWithTheFieldAndTheRange) {
       expect_refused(option, std::numeric_limits<std::int64_t>::min());
     }
   }
+}
+
+TEST(SessionOptions, ALevelOfCompressionIsOnItsCodecsScale) {
+  SessionOptions options;
+  const auto error = [&options](Compression codec, int level) {
+    options.compression = {.codec = codec, .level = level};
+    return validate(options).text;
+  };
+  for (const int level : {ZSTD_minCLevel(), -1, 0, 1, ZSTD_maxCLevel()}) EXPECT_EQ(error(Compression::zstd, level), "");
+  for (const int level : {0, 1, 9}) EXPECT_EQ(error(Compression::zlib, level), "");
+  const std::string zstd_range =
+      ", must be from " + std::to_string(ZSTD_minCLevel()) + " to " + std::to_string(ZSTD_maxCLevel());
+  for (const int level : {ZSTD_minCLevel() - 1, ZSTD_maxCLevel() + 1}) {
+    EXPECT_EQ(error(Compression::zstd, level), "compression.level is " + std::to_string(level) + zstd_range);
+  }
+  EXPECT_EQ(error(Compression::zlib, -1), "compression.level is -1, must be from 0 to 9");
+  EXPECT_EQ(error(Compression::zlib, 10), "compression.level is 10, must be from 0 to 9");
+  EXPECT_EQ(validate(options).code, Errc::invalid_option);
+  EXPECT_EQ(error(Compression::none, 10), "") << "nobody uses it";
 }
 
 TEST(SessionOptions, ANegativeSizeIsNotTakenForALargeOne) {
@@ -330,11 +363,13 @@ TEST(SendOptions, DefaultsSendAPlainMessage) {
   EXPECT_TRUE(message.extension.empty());
   EXPECT_FALSE(message.high_priority);
   EXPECT_FALSE(message.route_tag);
+  EXPECT_FALSE(message.compression) << "then the session's own counts";
   const msgtrans::RequestOptions request;
   EXPECT_EQ(request.biz_type, 0);
   EXPECT_TRUE(request.extension.empty());
   EXPECT_FALSE(request.high_priority);
   EXPECT_FALSE(request.route_tag);
+  EXPECT_FALSE(request.compression) << "likewise";
   EXPECT_FALSE(request.timeout) << "then the session's own counts";
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rule numbers (C1, L5, ...) are those of docs/wire_format.md.
+#include "allocation_failure.hpp"
 #include "wire_test_util.hpp"
 
 #include <gtest/gtest.h>
@@ -19,6 +20,13 @@ constexpr std::size_t mebi = std::size_t{1} << 20;
 
 std::string zstd_text(ZSTD_ErrorCode code) {
   return ZSTD_getErrorString(code);
+}
+
+/// Runs it with no memory from `new`; the codecs have their own ways.
+template <class F>
+void without_memory(F f) {
+  const msgtrans::test::AllocationFailure failure(0);
+  f();
 }
 
 class WireCompression : public testing::TestWithParam<Compression> {
@@ -234,6 +242,168 @@ TEST_P(WireCompression, ThreadsDoNotShareContexts) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, std::vector<int>(4, 0));
+}
+
+// --- for sending
+
+using Outcome = SmallerPayload::Outcome;
+
+TEST_P(WireCompression, ASmallerPayloadIsSmallerAndComesBack) {
+  for (const std::size_t size : {100U, 1000U, 64U * 1024, 64U * 1024 + 2, 3000000U}) {
+    SCOPED_TRACE(size);
+    const Bytes in(size, std::byte{'a'});
+    SmallerPayload packed;
+    ASSERT_EQ(packed.compress(GetParam(), in), Outcome::smaller);
+    EXPECT_LT(packed.bytes().size(), size);
+    Bytes out;
+    ASSERT_FALSE(decompress(GetParam(), packed.bytes(), size, out));
+    EXPECT_EQ(out, in);
+  }
+}
+
+TEST_P(WireCompression, APayloadThatWouldNotGetSmallerIsLeftAlone) {
+  for (const std::size_t size : {0U, 1U, 2U, 3U, 10U, 1000U, 100000U}) {
+    SCOPED_TRACE(size);
+    SmallerPayload packed;
+    EXPECT_EQ(packed.compress(GetParam(), random_bytes(size, 9)), Outcome::not_smaller);
+    EXPECT_TRUE(packed.bytes().empty());
+  }
+}
+
+TEST_P(WireCompression, OneThatDidNotGetSmallerDoesNotSpoilTheNext) {
+  for (int round = 0; round < 3; ++round) {
+    SmallerPayload bad;
+    ASSERT_EQ(bad.compress(GetParam(), random_bytes(5000, 10)), Outcome::not_smaller);
+    const Bytes in(5000, std::byte{'b'});
+    SmallerPayload good;
+    ASSERT_EQ(good.compress(GetParam(), in), Outcome::smaller);
+    Bytes out;
+    ASSERT_FALSE(decompress(GetParam(), good.bytes(), in.size(), out));
+    EXPECT_EQ(out, in);
+  }
+}
+
+TEST_P(WireCompression, TheEdgeWhereItGetsSmallerIsFoundWithinAFewBytes) {
+  // From "does not" to "does" exactly once as the payload gets longer, and never to more than there was.
+  int changes = 0;
+  bool was_smaller = false;
+  for (std::size_t size = 1; size < 200; ++size) {
+    const Bytes in(size, std::byte{'c'});
+    SmallerPayload packed;
+    const bool smaller = packed.compress(GetParam(), in) == Outcome::smaller;
+    if (smaller) {
+      EXPECT_LT(packed.bytes().size(), size);
+    }
+    const Bytes whole = compressed(in);
+    if (whole.size() >= size) {
+      EXPECT_FALSE(smaller) << size;
+    }
+    if (whole.size() + 12 < size) {
+      EXPECT_TRUE(smaller) << size;
+    }
+    if (smaller != was_smaller) ++changes;
+    was_smaller = smaller;
+  }
+  EXPECT_TRUE(was_smaller);
+  EXPECT_EQ(changes, 1);
+}
+
+TEST_P(WireCompression, ALevelForSendingIsHonouredAndHeldToItsRange) {
+  Bytes in;
+  for (int i = 0; i < 3000; ++i) {
+    const Bytes word = bytes_of(std::to_string(i * i % 997));
+    in.insert(in.end(), word.begin(), word.end());
+  }
+  const auto size_at = [&in](int level) {
+    SmallerPayload packed;
+    EXPECT_EQ(packed.compress(GetParam(), in, level), Outcome::smaller) << level;
+    return packed.bytes().size();
+  };
+  const bool zstd = GetParam() == Compression::zstd;
+  const int most = zstd ? ZSTD_maxCLevel() : 9;
+  EXPECT_LT(size_at(most), size_at(1));
+  EXPECT_EQ(size_at(1000000), size_at(most));
+  EXPECT_EQ(size_at(default_compression_level), size_at(zstd ? ZSTD_CLEVEL_DEFAULT : 6));
+  if (!zstd) {
+    EXPECT_EQ(size_at(-1000000), size_at(6));
+  }
+}
+
+TEST_P(WireCompression, SeveralAtOnceOnOneThreadDoNotShareTheirMemory) {
+  const Bytes a(1000, std::byte{'a'});
+  const Bytes b(1000, std::byte{'b'});
+  SmallerPayload first;
+  SmallerPayload second;
+  ASSERT_EQ(first.compress(GetParam(), a), Outcome::smaller);
+  ASSERT_EQ(second.compress(GetParam(), b), Outcome::smaller);
+  Bytes out;
+  ASSERT_FALSE(decompress(GetParam(), first.bytes(), 1000, out));
+  EXPECT_EQ(out, a);
+  ASSERT_FALSE(decompress(GetParam(), second.bytes(), 1000, out));
+  EXPECT_EQ(out, b);
+}
+
+TEST_P(WireCompression, ForSendingMemoryIsKeptUpTo64KiBAndNoLargerOne) {
+  const Bytes small(64 * 1024, std::byte{'s'});
+  const Bytes large(mebi, std::byte{'l'});
+  const auto pack = [](const Bytes& in) {
+    SmallerPayload packed;
+    EXPECT_EQ(packed.compress(GetParam(), in), Outcome::smaller);
+  };
+  pack(small);
+  without_memory([&] { pack(small); });
+  pack(large);
+  without_memory([&] {
+    SmallerPayload packed;
+    EXPECT_EQ(packed.compress(GetParam(), large), Outcome::failed) << "there was memory left of the last";
+  });
+  without_memory([&] { pack(small); });
+}
+
+TEST_P(WireCompression, WithoutMemoryNothingIsThrown) {
+  // The contexts are the codecs' own business; this thread has none yet.
+  std::thread([codec = GetParam()] {
+    const Bytes in(1000, std::byte{'a'});
+    SmallerPayload packed;
+    without_memory([&] { EXPECT_EQ(packed.compress(codec, in), Outcome::failed); });
+    EXPECT_TRUE(packed.bytes().empty());
+    SmallerPayload again;
+    EXPECT_EQ(again.compress(codec, in), Outcome::smaller);
+  }).join();
+}
+
+TEST(WireCompressionNone, IsNeverSmaller) {
+  SmallerPayload packed;
+  EXPECT_EQ(packed.compress(Compression::none, Bytes(1000)), Outcome::not_smaller);
+  EXPECT_EQ(packed.compress(static_cast<Compression>(3), Bytes(1000)), Outcome::not_smaller);
+  EXPECT_TRUE(packed.bytes().empty());
+}
+
+TEST(WireCompressionZstd, BetweenCallsAThreadKeepsNoContextOfAHighLevel) {
+  const Bytes in = random_bytes(3 * mebi, 11);
+  SmallerPayload packed;
+  EXPECT_EQ(packed.compress(Compression::zstd, in, ZSTD_maxCLevel()), Outcome::not_smaller);
+  EXPECT_LE(ZSTD_sizeof_CCtx(detail::CodecContexts::of_this_thread().zstd_encoder()), 4 * mebi);
+}
+
+// A destructor of the thread's may say goodbye when the codecs are gone already.
+TEST(WireCompressionThread, AtItsEndSendsAsItIs) {
+  static Outcome at_the_end = Outcome::smaller;
+  struct Goodbye {
+    bool armed = false;
+    ~Goodbye() {
+      if (!armed) return;
+      SmallerPayload packed;
+      at_the_end = packed.compress(Compression::zstd, Bytes(1000));
+    }
+  };
+  std::thread([] {
+    thread_local Goodbye goodbye;  // made before the codecs' contexts, so destroyed after them
+    goodbye.armed = true;
+    SmallerPayload packed;
+    EXPECT_EQ(packed.compress(Compression::zstd, Bytes(1000)), Outcome::smaller);
+  }).join();
+  EXPECT_EQ(at_the_end, Outcome::failed);
 }
 
 TEST(WireCompressionNone, CopiesUpToTheLimit) {

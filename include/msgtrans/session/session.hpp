@@ -72,6 +72,11 @@ struct SessionStats {
   std::uint64_t bytes_out = 0;
   std::size_t queued_bytes = 0;    ///< in the outbound queue now
   std::size_t queued_packets = 0;  ///< in the outbound queue now
+  // What was accepted for sending:
+  std::uint64_t compressed_packets = 0;       ///< whose payload was compressed ...
+  std::uint64_t compressed_bytes_before = 0;  ///< ... from this many bytes ...
+  std::uint64_t compressed_bytes_after = 0;   ///< ... to these
+  std::uint64_t incompressible_packets = 0;   ///< sent as they are, because compressing made them no smaller
 };
 
 /// A handle to one session: who is connected, and the way to talk back. Handlers are lent one; copy it to keep it.
@@ -95,7 +100,8 @@ class Session {
   /// The executor of the shard that serves this session: work on it runs one at a time with the session's handlers.
   [[nodiscard]] detail::asio::any_io_executor get_executor() const noexcept;
 
-  /// Queues a one-way message. Any thread; never blocks; O(size). Messages of one thread to one session arrive in the
+  /// Queues a one-way message. Any thread; never blocks; O(size); what is to be compressed is compressed by this call,
+  /// on the calling thread, as with all calls that send. Messages of one thread to one session arrive in the
   /// order sent, and so do messages of several threads where one send happens before the other. It is complete (in the
   /// sense of the result `queued`) when this returns, on the wire a moment later. Inside this session's own
   /// `on_message` it counts as an answer: always taken (see `SessionOptions::outbound_bytes`).
@@ -103,7 +109,9 @@ class Session {
 
   /// Answers a request, once, inside the handler that was lent it (later: `Message::retain`). Always taken while the
   /// session is open. `not_found` if the message is no request or was answered or retained.
-  SendResult respond(const Message& request, BytesView payload, BytesView extension = {});
+  /// `compression` as in `SendOptions`.
+  SendResult respond(const Message& request, BytesView payload, BytesView extension = {},
+                     const std::optional<CompressionOptions>& compression = {});
 
   /// Queues a one-way message, waiting for room if there is none; waiting messages go in the order they came, before
   /// later ones of `send`. Any thread; the bytes are copied by this call.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <msgtrans/error.hpp>
@@ -15,6 +16,7 @@
 #include <vector>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 namespace msgtrans::wire {
 
@@ -30,6 +32,7 @@ class CodecContexts {
   CodecContexts(const CodecContexts&) = delete;
   CodecContexts& operator=(const CodecContexts&) = delete;
   ~CodecContexts() {
+    gone_ = true;
     if (inflate_ready_) inflateEnd(&inflate_);
     if (deflate_ready_) deflateEnd(&deflate_);
   }
@@ -38,6 +41,9 @@ class CodecContexts {
     thread_local CodecContexts contexts;
     return contexts;
   }
+
+  /// True while the thread ends, for what it destroys later than this.
+  [[nodiscard]] static bool gone() noexcept { return gone_; }
 
   ZSTD_DCtx* zstd_decoder() {
     if (!zstd_decoder_) zstd_decoder_.reset(ZSTD_createDCtx());
@@ -78,6 +84,18 @@ class CodecContexts {
     return deflate_;
   }
 
+  /// Memory for the output of `SmallerPayload`; null if there is none.
+  std::unique_ptr<std::byte[]> lend(std::size_t size) noexcept {
+    if (size <= kept_output) {
+      if (output_) return std::move(output_);
+      size = kept_output;
+    }
+    return std::unique_ptr<std::byte[]>(new (std::nothrow) std::byte[size]);
+  }
+  void give_back(std::unique_ptr<std::byte[]> memory, std::size_t size) noexcept {
+    if (size <= kept_output) output_ = std::move(memory);
+  }
+
   /// A frame with a large window makes zstd take that window; between calls a thread keeps only ordinary contexts.
   void trim() noexcept {
     if (zstd_decoder_ && ZSTD_sizeof_DCtx(zstd_decoder_.get()) > kept_bytes) zstd_decoder_.reset();
@@ -86,11 +104,14 @@ class CodecContexts {
 
  private:
   static constexpr std::size_t kept_bytes = std::size_t{4} << 20;
+  static constexpr std::size_t kept_output = std::size_t{64} << 10;
 
   struct Free {
     void operator()(ZSTD_DCtx* context) const noexcept { ZSTD_freeDCtx(context); }
     void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
   };
+
+  static inline constinit thread_local bool gone_ = false;
 
   std::unique_ptr<ZSTD_DCtx, Free> zstd_decoder_;
   std::unique_ptr<ZSTD_CCtx, Free> zstd_encoder_;
@@ -99,6 +120,7 @@ class CodecContexts {
   bool inflate_ready_ = false;
   bool deflate_ready_ = false;
   int deflate_level_ = 0;
+  std::unique_ptr<std::byte[]> output_;
 };
 
 /// Output that grows with what was really produced, up to one byte over the limit: that byte tells "too large" from
@@ -271,6 +293,28 @@ inline std::optional<Error> zlib_compress(std::span<const std::byte> in, std::ve
   return std::nullopt;
 }
 
+/// Into a given place. \returns the size, 0 if there is not enough room. Throws std::bad_alloc.
+inline std::size_t zstd_compress_into(std::span<const std::byte> in, std::span<std::byte> out, int level) {
+  ZSTD_CCtx* const context = CodecContexts::of_this_thread().zstd_encoder();
+  ZSTD_CCtx_reset(context, ZSTD_reset_session_and_parameters);
+  ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level);
+  const std::size_t written = ZSTD_compress2(context, out.data(), out.size(), in.data(), in.size());
+  if (ZSTD_isError(written) == 0) return written;
+  if (ZSTD_getErrorCode(written) == ZSTD_error_dstSize_tooSmall) return 0;
+  throw std::bad_alloc();
+}
+
+inline std::size_t zlib_compress_into(std::span<const std::byte> in, std::span<std::byte> out, int level) {
+  constexpr std::size_t most = std::numeric_limits<uInt>::max();
+  if (in.size() > most) return 0;
+  z_stream& stream = CodecContexts::of_this_thread().deflater(level);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(in.data()));
+  stream.avail_in = static_cast<uInt>(in.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  return deflate(&stream, Z_FINISH) == Z_STREAM_END ? out.size() - stream.avail_out : 0;
+}
+
 inline Error unknown_codec(Compression codec) {
   return {Errc::bad_compression, "compression is " + std::to_string(static_cast<unsigned>(codec)) +
                                      ", must be 0 (none), 1 (zstd) or 2 (zlib)"};
@@ -330,5 +374,57 @@ inline Error unknown_codec(Compression codec) {
   if (codec == Compression::zlib) return detail::zlib_compress(in, out, level);
   return detail::unknown_codec(codec);
 }
+
+/// A payload compressed for sending, if that makes it smaller. The bytes lie in memory that this thread lends for as
+/// long as the object lives, and keeps between calls if it is at most 64 KiB.
+class SmallerPayload {
+ public:
+  enum class Outcome : std::uint8_t {
+    smaller,      ///< `bytes` are fewer than there were
+    not_smaller,  ///< it would not get smaller, or by so few bytes that the codec could not tell
+    failed,       ///< no memory
+  };
+
+  SmallerPayload() noexcept = default;
+  SmallerPayload(const SmallerPayload&) = delete;
+  SmallerPayload& operator=(const SmallerPayload&) = delete;
+  ~SmallerPayload() {
+    if (memory_) detail::CodecContexts::of_this_thread().give_back(std::move(memory_), room_);
+  }
+
+  /// Once. `level` as for `compress`; one that is out of its range is taken for the nearest that is not.
+  /// Time and memory are linear in `in`.
+  Outcome compress(Compression codec, std::span<const std::byte> in, int level = default_compression_level) noexcept {
+    if (in.size() < 2 || codec == Compression::none) return Outcome::not_smaller;
+    if (detail::CodecContexts::gone()) return Outcome::failed;
+    try {
+      auto& contexts = detail::CodecContexts::of_this_thread();
+      room_ = in.size() - 1;
+      memory_ = contexts.lend(room_);
+      if (!memory_) return Outcome::failed;
+      const std::span out(memory_.get(), room_);
+      if (codec == Compression::zstd) {
+        if (level == default_compression_level) level = ZSTD_CLEVEL_DEFAULT;
+        size_ = detail::zstd_compress_into(in, out, std::clamp(level, ZSTD_minCLevel(), ZSTD_maxCLevel()));
+        contexts.trim();
+      } else if (codec == Compression::zlib) {
+        if (level == default_compression_level) level = Z_DEFAULT_COMPRESSION;
+        size_ = detail::zlib_compress_into(in, out, std::clamp(level, Z_DEFAULT_COMPRESSION, Z_BEST_COMPRESSION));
+      }
+    } catch (const std::bad_alloc&) {
+      size_ = 0;
+      return Outcome::failed;
+    }
+    return size_ != 0 ? Outcome::smaller : Outcome::not_smaller;
+  }
+
+  /// Empty if it did not get smaller.
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return {memory_.get(), size_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> memory_;
+  std::size_t room_ = 0;
+  std::size_t size_ = 0;
+};
 
 }  // namespace msgtrans::wire
