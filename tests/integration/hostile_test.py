@@ -18,6 +18,7 @@ import random
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -493,6 +494,51 @@ class Flood(ServerCase):
         self.assertEqual(summary["packets_in"], summary["packets_out"] + summary["dropped"])
 
 
+class Compression(ServerCase):
+    def test_is_off_unless_asked_for(self) -> None:
+        self.serve(bystanders=False)
+        self.assertEqual(self.connect().request(b"a" * 10_000, compression=ZLIB).compression, NONE)
+        summary = self.finish().summary()
+        self.assertEqual([value for key, value in summary.items() if "compress" in key], [0, 0, 0, 0])
+
+    def test_what_gets_smaller_is_compressed_from_the_size_on_and_counted(self) -> None:
+        self.serve("--compress", "zlib", "--compress-above", "1000", bystanders=False)
+        client = self.connect()
+        noise = os.urandom(1000)
+        for payload, compression in ((b"a" * 999, NONE), (b"a" * 1000, ZLIB), (b"b" * 50_000, ZLIB), (noise, NONE)):
+            answer = client.request(payload, biz_type=3)
+            self.assertEqual((answer.payload, answer.compression, answer.biz_type), (payload, compression, 3))
+        summary = self.finish(compressed_packets=2, compressed_bytes_before=51_000, incompressible_packets=1).summary()
+        self.assertEqual(summary["compressed_bytes_after"], summary["bytes_out"] - 4 * 16 - 999 - 1000)
+
+    def test_zstd_too(self) -> None:
+        self.serve("--compress", "zstd", bystanders=False)
+        done = run_tool(TOOL, "send", self.server.address.url, "--request", "z" * 5000)
+        self.assertEqual((done.status, done.stdout), (0, "z" * 5000 + "\n"))
+        words = ["--compress", "zstd", "--size", "2000", "--connections", "2", "--duration", "0.3", "--json"]
+        report = json.loads(run_tool(TOOL, "bench", self.server.address.url, *words).stdout)
+        self.assertEqual(report["errors"], 0)
+        summary = self.server.stop().summary()
+        packets = report["messages"] + 2 + 1
+        self.assertEqual(summary["compressed_packets"], packets)
+        self.assertEqual(summary["compressed_bytes_before"], (packets - 1) * 2000 + 5000)
+        self.assertLess(summary["bytes_in"], packets * 100 + 5000, "bench sent them as they are")
+
+    def test_the_summary_for_people_tells_it_where_it_was_asked_for(self) -> None:
+        for words, told in (([], False), (["--compress", "zlib"], True)):
+            with self.subTest(words):
+                command = [TOOL, "serve", "--tcp", "127.0.0.1:0", *words]
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                self.addCleanup(process.kill)
+                assert process.stdout is not None
+                url = "tcp://" + process.stdout.readline().split()[-1]
+                run_tool(TOOL, "send", url, "x" * 1000)
+                process.terminate()
+                said, _ = process.communicate(timeout=15)
+                self.assertEqual("compressed 1 payloads from 1000 bytes to" in said, told, said)
+                self.assertEqual("would not get smaller" in said, told, said)
+
+
 class Connections(ServerCase):
     def test_a_thousand_connections_opened_and_dropped(self) -> None:
         server = self.serve("--shards", "2")
@@ -777,6 +823,9 @@ class CommandLine(unittest.TestCase):
             ["--max-message", "99999999999"],
             ["--outbound-limit", "0"],
             ["--slow-consumer", "maybe"],
+            ["--compress", "gzip"],
+            ["--compress-above", "-1"],
+            ["--compress-above", "2000000000"],
             ["--max-sessions", "0"],
             ["--max-sessions", "-1"],
             ["--max-sessions-per-address", "-1"],
@@ -798,9 +847,10 @@ class CommandLine(unittest.TestCase):
             "": ["serve", "send", "bench"],
             "serve": ["--tcp", "--shards", "--max-message", "--outbound-limit", "--slow-consumer", "--max-sessions",
                       "--max-sessions-per-address", "--idle-timeout", "--first-packet-timeout", "--write-stall",
-                      "--drain", "--json"],
-            "send": ["--request", "--count", "--biz", "--timeout"],
-            "bench": ["--connections", "--pipeline", "--size", "--duration", "--mode", "--json"],
+                      "--drain", "--compress", "--compress-above", "--json"],
+            "send": ["--request", "--count", "--biz", "--compress", "--compress-above", "--timeout"],
+            "bench": ["--connections", "--pipeline", "--size", "--duration", "--mode", "--compress",
+                      "--compress-above", "--json"],
         }.items():  # fmt: skip
             with self.subTest(command):
                 done = run_tool(TOOL, *filter(None, [command]), "--help")
@@ -861,6 +911,15 @@ class Send(unittest.TestCase):
                     got, [Packet(REQUEST if request else ONE_WAY, i, b"text", 42) for i in (1, 2, 3)]
                 )
                 self.assertEqual((server.connections, server.failures), (1, []))
+
+    def test_compresses_lines_from_the_size_that_it_is_told(self) -> None:
+        lines = ["x" * 99, "x" * 100, "x" * 1000]
+        with ScriptedServer(lambda packet: [Packet(RESPONSE, packet.message_id, b"ok")]) as server:
+            words = ["--request", "--compress", "zlib", "--compress-above", "100", "-"]
+            done = run_tool(TOOL, "send", server.address.url, *words, stdin="\n".join(lines))
+            self.assert_printed(done, "ok\n" * 3)
+            got = [(packet.compression, packet.payload.decode()) for packet in server.received]
+            self.assertEqual(got, list(zip((NONE, ZLIB, ZLIB), lines)))
 
     def test_a_forged_answer_is_not_taken_for_the_answer(self) -> None:
         def answer(packet: Packet) -> list[Packet]:
