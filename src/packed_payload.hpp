@@ -17,6 +17,12 @@ struct Packing {
   Compression codec = Compression::none;
 };
 
+/// False for nearly all messages: then there is nothing to think about.
+[[nodiscard]] inline bool may_pack(const SessionOptions& session,
+                                   const std::optional<CompressionOptions>& own) noexcept {
+  return (own ? own->codec : session.compression.codec) != Compression::none;
+}
+
 /// How a message of that size is compressed when sent by that session; codec `none`: it is not.
 [[nodiscard]] inline CompressionOptions packing_of(const SessionOptions& session,
                                                    const std::optional<CompressionOptions>& own,
@@ -35,7 +41,7 @@ class PackedPayload {
   }
 
   [[nodiscard]] BytesView bytes() const noexcept { return bytes_; }
-  [[nodiscard]] const Packing& packing() const noexcept { return packing_; }
+  [[nodiscard]] Packing packing() const noexcept { return packing_; }
 
  private:
   void pack(const CompressionOptions& how) noexcept {

@@ -343,7 +343,7 @@ namespace {
 class BroadcastCommand final : public Command {
  public:
   BroadcastCommand(const wire::Header& header, std::vector<std::byte> extension, protocol::SharedBytes payload,
-                   const Packing& packing)
+                   Packing packing)
       : header_(header), extension_(std::move(extension)), payload_(std::move(payload)), packing_(packing) {
     header_.compression = packing.codec;
   }

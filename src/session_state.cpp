@@ -54,7 +54,7 @@ void intrusive_ptr_release(const SessionState* state) noexcept {
 // --- OutgoingCommand
 
 OutgoingCommandPtr OutgoingCommand::make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
-                                         BytesView payload, const Packing& packing) {
+                                         BytesView payload, Packing packing) {
   void* const memory = ::operator new(sizeof(OutgoingCommand) + extension.size() + payload.size());
   auto* const command =
       ::new (memory) OutgoingCommand(std::move(session), kind, header, extension.size(), payload.size());
@@ -192,39 +192,85 @@ SendResult SessionState::refuse_unpacked(std::size_t payload, const SendOptions&
   return full;
 }
 
-SendResult SessionState::send(BytesView original, const SendOptions& options) noexcept {
-  const bool here = Shard::current() == shard_.get();
-  const bool answer = here && delivering_;
-  const auto how = packing_of(*options_, options.compression, original.size());
-  if (how.codec != Compression::none && !answer) {
-    if (const auto refused = refuse_unpacked(original.size(), options); refused != SendResult::queued) return refused;
-  }
-  const PackedPayload packed(how, original);
-  const BytesView payload = packed.bytes();
+// In line, so that what is not compressed pays for nothing.
+[[gnu::always_inline]] inline SendResult SessionState::send_packed(BytesView payload, Packing packing,
+                                                                   const SendOptions& options) noexcept {
   if (const auto refused = check(payload.size(), options.extension.size()); refused != SendResult::queued) {
     return refused;
   }
   const std::size_t size = wire::header_size + options.extension.size() + payload.size();
+  const bool here = Shard::current() == shard_.get();
+  const bool answer = here && delivering_;
   if (!answer) {
     if (const auto full = reserve(size, options.high_priority); full != SendResult::queued) return full;
   }
   auto header = header_for(wire::PacketType::one_way, options);
+  header.compression = packing.codec;
   const auto kind = answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
   if (here && shard_->caught_up()) {
-    header.compression = packed.packing().codec;
-    count(packed.packing(), payload.size());
+    count(packing, payload.size());
     enqueue(header, options.extension, payload, kind);
     return SendResult::queued;
   }
   try {
     auto command = OutgoingCommand::make(this, answer ? OutgoingCommand::Kind::answer : OutgoingCommand::Kind::one_way,
-                                         header, options.extension, payload, packed.packing());
+                                         header, options.extension, payload, packing);
     command->reserved = !answer;
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
     if (!answer) unreserve(size, options.high_priority);
     return SendResult::would_block;
   }
+}
+
+SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
+  if (may_pack(*options_, options.compression)) return pack_and_send(payload, options);
+  return send_packed(payload, {}, options);
+}
+
+[[gnu::noinline]] SendResult SessionState::pack_and_send(BytesView payload, const SendOptions& options) noexcept {
+  const auto how = packing_of(*options_, options.compression, payload.size());
+  const bool answer = Shard::current() == shard_.get() && delivering_;
+  if (how.codec != Compression::none && !answer) {
+    if (const auto refused = refuse_unpacked(payload.size(), options); refused != SendResult::queued) return refused;
+  }
+  const PackedPayload packed(how, payload);
+  return send_packed(packed.bytes(), packed.packing(), options);
+}
+
+[[gnu::always_inline]] inline SendResult SessionState::respond_packed(const wire::Header& request, BytesView payload,
+                                                                      Packing packing, BytesView extension) noexcept {
+  if (const auto refused = check(payload.size(), extension.size()); refused != SendResult::queued) return refused;
+  wire::Header header;
+  header.type = wire::PacketType::response;
+  header.biz_type = request.biz_type;
+  header.message_id = request.message_id;
+  header.flags = static_cast<std::uint16_t>(request.flags & wire::flags::high_priority);
+  header.compression = packing.codec;
+  if (Shard::current() == shard_.get() && shard_->caught_up()) {
+    count(packing, payload.size());
+    enqueue(header, extension, payload, protocol::OutboundKind::answer);
+    return SendResult::queued;
+  }
+  try {
+    auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload, packing);
+    return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
+  } catch (const std::bad_alloc&) {
+    return SendResult::would_block;
+  }
+}
+
+SendResult SessionState::respond(const wire::Header& request, BytesView payload, BytesView extension,
+                                 const Override& compression) noexcept {
+  if (may_pack(*options_, compression)) return pack_and_respond(request, payload, extension, compression);
+  return respond_packed(request, payload, {}, extension);
+}
+
+[[gnu::noinline]] SendResult SessionState::pack_and_respond(const wire::Header& request, BytesView payload,
+                                                            BytesView extension, const Override& compression) noexcept {
+  if (const auto refused = check(0, extension.size()); refused != SendResult::queued) return refused;
+  const PackedPayload packed(packing_of(*options_, compression, payload.size()), payload);
+  return respond_packed(request, packed.bytes(), packed.packing(), extension);
 }
 
 SendResult SessionState::respond(const Message& request, BytesView payload, BytesView extension,
@@ -241,32 +287,6 @@ SendResult SessionState::respond_retained(const wire::Header& request, BytesView
   // After the answer is on its way: a draining session must not see nothing owed in between.
   if (result == SendResult::queued) give_up_answer();
   return result;
-}
-
-SendResult SessionState::respond(const wire::Header& request, BytesView original, BytesView extension,
-                                 const Override& compression) noexcept {
-  if (const auto refused = check(0, extension.size()); refused != SendResult::queued) return refused;
-  const PackedPayload packed(packing_of(*options_, compression, original.size()), original);
-  const BytesView payload = packed.bytes();
-  if (const auto refused = check(payload.size(), extension.size()); refused != SendResult::queued) return refused;
-  wire::Header header;
-  header.type = wire::PacketType::response;
-  header.biz_type = request.biz_type;
-  header.message_id = request.message_id;
-  header.flags = static_cast<std::uint16_t>(request.flags & wire::flags::high_priority);
-  if (Shard::current() == shard_.get() && shard_->caught_up()) {
-    header.compression = packed.packing().codec;
-    count(packed.packing(), payload.size());
-    enqueue(header, extension, payload, protocol::OutboundKind::answer);
-    return SendResult::queued;
-  }
-  try {
-    auto command =
-        OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload, packed.packing());
-    return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
-  } catch (const std::bad_alloc&) {
-    return SendResult::would_block;
-  }
 }
 
 void SessionState::give_up_answer() noexcept {
@@ -442,8 +462,7 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
 }
 
 /// What was compressed, or could not be, and is now accepted; `size`: on the wire.
-void SessionState::count(const Packing& packing, std::size_t size) noexcept {
-  if (packing.tried == 0) return;
+void SessionState::note_packed(Packing packing, std::size_t size) noexcept {
   auto& counters = shard_->counters();
   if (packing.codec == Compression::none) {
     incompressible_packets_.add(1);
@@ -526,7 +545,7 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
 }
 
 void SessionState::take(const wire::Header& header, std::span<const std::byte> extension,
-                        const protocol::SharedBytes& payload, const Packing& packing) noexcept {
+                        const protocol::SharedBytes& payload, Packing packing) noexcept {
   if (protocol_.accepts()) count(packing, payload->size());
   if (payload->size() < protocol::OutboundQueue::large_payload || !protocol_.accepts()) {
     return enqueue(header, extension, *payload, protocol::OutboundKind::push);

@@ -47,7 +47,7 @@ class OutgoingCommand final : public Command {
 
   /// With the bytes behind the object, in one allocation.
   static OutgoingCommandPtr make(SessionPtr session, Kind kind, const wire::Header& header, BytesView extension,
-                                 BytesView payload, const Packing& packing = {});
+                                 BytesView payload, Packing packing = {});
   ~OutgoingCommand() override;
   void run(std::unique_ptr<Command> self) noexcept override;
 
@@ -177,7 +177,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void take(OutgoingCommandPtr command) noexcept;
   /// One of a broadcast; room is reserved.
   void take(const wire::Header& header, std::span<const std::byte> extension, const protocol::SharedBytes& payload,
-            const Packing& packing) noexcept;
+            Packing packing) noexcept;
   void cancel(const Operation& operation) noexcept;
   [[nodiscard]] protocol::SessionProtocol& protocol() noexcept { return protocol_; }
   [[nodiscard]] std::any& user_data() noexcept { return user_data_; }
@@ -214,7 +214,16 @@ class SessionState final : public ShardMember, private Poller::Watcher {
                protocol::OutboundKind kind) noexcept;
   bool write_through(const wire::Header& header, std::span<const std::byte> extension,
                      std::span<const std::byte> payload, protocol::OutboundKind kind);
-  void count(const Packing& packing, std::size_t size) noexcept;
+  SendResult pack_and_send(BytesView payload, const SendOptions& options) noexcept;
+  SendResult pack_and_respond(const wire::Header& request, BytesView payload, BytesView extension,
+                              const Override& compression) noexcept;
+  SendResult send_packed(BytesView payload, Packing packing, const SendOptions& options) noexcept;
+  SendResult respond_packed(const wire::Header& request, BytesView payload, Packing packing,
+                            BytesView extension) noexcept;
+  void count(Packing packing, std::size_t size) noexcept {
+    if (packing.tried != 0) note_packed(packing, size);
+  }
+  void note_packed(Packing packing, std::size_t size) noexcept;
   SendResult refuse_unpacked(std::size_t payload, const SendOptions& options) noexcept;
   void make_room(std::size_t size) noexcept;
   void start(OutgoingCommandPtr command) noexcept;
