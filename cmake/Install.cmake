@@ -12,6 +12,16 @@ if(TARGET msgtrans_tool)
   install(TARGETS msgtrans_tool)
 endif()
 
+# OpenSSL is seen by consumers only if they link it themselves
+get_target_property(msgtrans_type msgtrans TYPE)
+set(pc_requires "")
+set(pc_requires_private "")
+if(msgtrans_type STREQUAL "STATIC_LIBRARY")
+  set(pc_requires " openssl >= 3.0")
+else()
+  set(pc_requires_private " openssl >= 3.0")
+endif()
+
 configure_package_config_file(cmake/msgtransConfig.cmake.in "${PROJECT_BINARY_DIR}/msgtransConfig.cmake"
                               INSTALL_DESTINATION "${package_dir}")
 # before 1.0 a minor version may break

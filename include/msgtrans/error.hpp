@@ -41,8 +41,8 @@ enum class Errc {
   closed_by_user,        ///< close() was called at this end
   refused,               ///< on_connect refused it
   first_packet_timeout,  ///< connected, but no whole packet came in time
-  handshake_timeout,     ///< connected, but the transport's handshake was not finished in time
-  handshake_failed,      ///< the transport could not agree with the peer; the text says on what
+  handshake_timeout,     ///< connected, but TLS or WebSocket was not agreed upon in time
+  handshake_failed,      ///< TLS or WebSocket could not be agreed upon; the text says why
   idle_timeout,          ///< no packet either way for the idle time
   read_stalled,          ///< the peer began a packet and sent no byte of it for the stall deadline
   write_stalled,         ///< the peer took no byte for the stall deadline

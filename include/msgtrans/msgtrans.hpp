@@ -18,4 +18,5 @@
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/tls.hpp>
 #include <msgtrans/version.hpp>

@@ -41,7 +41,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::closed_by_user: return "closed by this end";
       case Errc::refused: return "refused";
       case Errc::first_packet_timeout: return "no first packet in time";
-      case Errc::handshake_timeout: return "handshake not finished in time";
+      case Errc::handshake_timeout: return "no handshake in time";
       case Errc::handshake_failed: return "handshake failed";
       case Errc::idle_timeout: return "idle for too long";
       case Errc::read_stalled: return "peer stopped inside a packet";
