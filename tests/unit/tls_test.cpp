@@ -19,6 +19,7 @@
 #include <functional>
 #include <gtest/gtest.h>
 #include <memory>
+#include <openssl/ssl.h>
 #include <optional>
 #include <random>
 #include <span>
@@ -830,6 +831,101 @@ TEST(Tls, AnOldClientIsRefused) {
   hello.append(32, 'r');
   hello.append("\x00\x00\x02\xc0\x13\x01\x00", 7);
   EXPECT_HAS(server_told(hello), "the client's version of TLS is not allowed here");
+}
+
+// --- OpenSSL itself as the peer
+
+class ForeignClient {
+ public:
+  ForeignClient(int socket, TlsVersion version)
+      : context_(SSL_CTX_new(TLS_client_method()), SSL_CTX_free), ssl_(SSL_new(context_.get()), SSL_free) {
+    SSL_set_max_proto_version(ssl_.get(), version == TlsVersion::tls1_2 ? TLS1_2_VERSION : TLS1_3_VERSION);
+    SSL_set_fd(ssl_.get(), socket);
+    SSL_set_connect_state(ssl_.get());
+  }
+  bool handshake(TlsConnection& server) {
+    auto status = Status::blocked;
+    bool done = false;
+    for (int turn = 0; turn < 10 && !(done && status == Status::done); ++turn) {
+      done = done || SSL_do_handshake(ssl_.get()) == 1;
+      if (status == Status::blocked) status = server.handshake();
+    }
+    return done && status == Status::done;
+  }
+  [[nodiscard]] SSL* ssl() const { return ssl_.get(); }
+
+ private:
+  std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context_;
+  std::unique_ptr<SSL, void (*)(SSL*)> ssl_;
+};
+
+TEST_P(TlsOfEachVersion, AClientThatNamesNoProtocolIsServed) {
+  Sockets sockets;
+  TlsConnection server(sockets.server, server_context());
+  ForeignClient client(sockets.client, GetParam());
+  ASSERT_TRUE(client.handshake(server)) << server.error().message();
+  EXPECT_EQ(server.tls_peer()->alpn, "");
+  EXPECT_EQ(server.tls_peer()->version, GetParam());
+  EXPECT_EQ(SSL_write(client.ssl(), "hello", 5), 5);
+  EXPECT_EQ(read_all(server), "hello");
+  EXPECT_EQ(write(server, "welcome"), Status::done);
+  std::array<char, 10> buffer;
+  EXPECT_EQ(SSL_read(client.ssl(), buffer.data(), 10), 7);
+  EXPECT_EQ(server.shut_down({}), Status::done);
+  EXPECT_EQ(SSL_read(client.ssl(), buffer.data(), 10), 0);
+  EXPECT_EQ(SSL_get_error(client.ssl(), 0), SSL_ERROR_ZERO_RETURN);
+}
+
+TEST(Tls, RenegotiationIsRefused) {
+  Sockets sockets;
+  TlsConnection server(sockets.server, server_context());
+  ForeignClient client(sockets.client, TlsVersion::tls1_2);
+  ASSERT_TRUE(client.handshake(server)) << server.error().message();
+  ASSERT_EQ(SSL_renegotiate(client.ssl()), 1);
+  SSL_do_handshake(client.ssl());
+  Status last;
+  EXPECT_EQ(read_all(server, last), "");
+  EXPECT_EQ(SSL_do_handshake(client.ssl()), -1);
+  EXPECT_EQ(SSL_get_error(client.ssl(), -1), SSL_ERROR_SSL);
+}
+
+TEST(Tls, AKeyUpdateIsAnsweredAndTheBytesBehindItAreRead) {
+  Sockets sockets;
+  TlsConnection server(sockets.server, server_context());
+  ForeignClient client(sockets.client, TlsVersion::tls1_3);
+  ASSERT_TRUE(client.handshake(server)) << server.error().message();
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_EQ(SSL_key_update(client.ssl(), SSL_KEY_UPDATE_REQUESTED), 1);
+    ASSERT_EQ(SSL_write(client.ssl(), "new key", 7), 7);
+    EXPECT_EQ(read_all(server), "new key");
+    EXPECT_EQ(write(server, "mine too"), Status::done);
+    std::array<char, 10> buffer;
+    EXPECT_EQ(SSL_read(client.ssl(), buffer.data(), 10), 8);
+  }
+}
+
+TEST(Tls, APeerThatAsksForKeysAndReadsNoneIsCut) {
+  Sockets sockets(4096);
+  TlsConnection server(sockets.server, server_context());
+  ForeignClient client(sockets.client, TlsVersion::tls1_3);
+  ASSERT_TRUE(client.handshake(server)) << server.error().message();
+  const std::string text(100'000, 'x');
+  const std::array pieces{piece(bytes_of(text))};
+  std::size_t taken = 0;
+  ASSERT_EQ(server.write(pieces, taken), Status::blocked);
+  Status last = Status::blocked;
+  int updates = 0;
+  for (; updates < 10'000 && last == Status::blocked; ++updates) {
+    ASSERT_EQ(SSL_key_update(client.ssl(), SSL_KEY_UPDATE_REQUESTED), 1);
+    ASSERT_EQ(SSL_do_handshake(client.ssl()), 1);
+    std::array<std::byte, 10> buffer;
+    std::size_t count = 0;
+    last = server.read(buffer, count);
+  }
+  EXPECT_EQ(last, Status::failed);
+  EXPECT_EQ(server.error().code, Errc::slow_consumer);
+  EXPECT_GT(updates, 100);
+  EXPECT_LT(updates, 1000);
 }
 
 // --- names
