@@ -159,6 +159,7 @@ Error read_file(const std::string& path, const std::string& where, std::string& 
   if (file < 0) return system_error(errno, where);
   Error error;
   std::array<char, 16384> buffer;
+  text.reserve(buffer.size());  // so that a key is not moved about, and left behind
   while (true) {
     const ssize_t count = ::read(file, buffer.data(), buffer.size());
     if (count < 0 && errno == EINTR) continue;
@@ -564,8 +565,8 @@ Connection::Status TlsConnection::guarded(F&& operation) noexcept {
   try {
     begin();
     return operation();
-  } catch (const std::bad_alloc&) {
-    return fail(out_of_memory());
+  } catch (const std::exception&) {
+    return fail(out_of_memory());  // nothing else throws
   }
 }
 
@@ -760,6 +761,10 @@ Connection::Status TlsConnection::write(std::span<const iovec> pieces, std::size
 }
 
 Error TlsConnection::encrypt(const std::byte* bytes, std::size_t size) {
+  if (records_left_-- == 0) {
+    records_left_ = records_of_a_key_ - 1;
+    if (SSL_version(ssl_) == TLS1_3_VERSION) SSL_key_update(ssl_, SSL_KEY_UPDATE_NOT_REQUESTED);
+  }
   std::size_t done = 0;
   const int result = SSL_write_ex(ssl_, bytes, size, &done);
   if (result == 1 && done == size) return {};

@@ -107,6 +107,9 @@ class TlsConnection final : public Connection {
   Status shut_down(const Error& reason) override;
   [[nodiscard]] bool awaits_peers_end() const noexcept override { return false; }
 
+  /// How many records one key of TLS 1.3 serves; RFC 8446 has 24 million as the limit.
+  void set_records_of_a_key(std::uint32_t count) noexcept { records_of_a_key_ = records_left_ = count; }
+
   /// None before the handshake is done. \throws std::bad_alloc
   [[nodiscard]] std::optional<TlsPeer> tls_peer() const;
 
@@ -137,6 +140,8 @@ class TlsConnection final : public Connection {
   int socket_;
   int read_error_ = 0;  // errno
   int write_error_ = 0;
+  std::uint32_t records_of_a_key_ = 1U << 23;
+  std::uint32_t records_left_ = records_of_a_key_;
   bool established_ = false;
   bool confirmed_ = false;  // the peer has sent something since
   bool shut_ = false;
