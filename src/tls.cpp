@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <iterator>
 #include <new>
 #include <openssl/err.h>
 #include <openssl/pem.h>
@@ -300,11 +301,11 @@ struct TlsConnection::Hooks {
   static int new_session(SSL* ssl, SSL_SESSION* session) noexcept {
     const TlsConnection& connection = of(ssl);
     try {
-      connection.context_->sessions_.put(connection.session_key_, TlsContext::SessionHandle(session));
+      connection.context_->sessions_.put(connection.session_key_, *session);
     } catch (const std::bad_alloc&) {
-      // Freed with the handle: the next connection begins anew.
+      // The next connection begins anew.
     }
-    return 1;  // it was taken
+    return 0;  // it stays OpenSSL's
   }
 };
 
@@ -314,17 +315,16 @@ void TlsContext::FreeSession::operator()(ssl_session_st* session) const noexcept
   SSL_SESSION_free(session);
 }
 
-void TlsContext::Sessions::put(const std::string& key, SessionHandle session) {
+void TlsContext::Sessions::put(const std::string& key, ssl_session_st& session) {
   constexpr std::size_t most = 256;
   constexpr std::ptrdiff_t most_of_one = 4;
-  const bool once = SSL_SESSION_get_protocol_version(session.get()) >= TLS1_3_VERSION;
-  Entry entry{key, std::move(session), once};
+  // A copy: the connection goes on changing its own.
+  Entry entry{key, SessionHandle(SSL_SESSION_dup(&session))};
+  if (!entry.session) return;
   const std::scoped_lock lock(mutex_);
   const auto same = [&](const Entry& other) { return other.key == key; };
-  if (!once || std::count_if(entries_.begin(), entries_.end(), same) >= most_of_one) {
-    if (const auto found = std::find_if(entries_.begin(), entries_.end(), same); found != entries_.end()) {
-      entries_.erase(found);
-    }
+  if (std::count_if(entries_.begin(), entries_.end(), same) >= most_of_one) {
+    entries_.erase(std::find_if(entries_.begin(), entries_.end(), same));
   } else if (entries_.size() >= most) {
     entries_.pop_front();
   }
@@ -333,15 +333,11 @@ void TlsContext::Sessions::put(const std::string& key, SessionHandle session) {
 
 TlsContext::SessionHandle TlsContext::Sessions::take(const std::string& key) {
   const std::scoped_lock lock(mutex_);
-  for (std::size_t i = entries_.size(); i-- > 0;) {
-    Entry& entry = entries_[i];
-    if (entry.key != key) continue;
-    const bool usable = SSL_SESSION_is_resumable(entry.session.get()) == 1;
-    // A copy, as connections mark theirs when they fail.
-    if (usable && !entry.once) return SessionHandle(SSL_SESSION_dup(entry.session.get()));
-    SessionHandle session = std::move(entry.session);
-    entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(i));
-    if (usable) return session;
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    if (entry->key != key) continue;
+    SessionHandle session = std::move(entry->session);
+    entries_.erase(std::next(entry).base());
+    return session;
   }
   return nullptr;
 }
@@ -518,8 +514,6 @@ TlsConnection::TlsConnection(int socket, std::shared_ptr<const TlsContext> conte
 }
 
 TlsConnection::~TlsConnection() {
-  // Else OpenSSL would forbid to resume the session of a connection that was cut, as TLS 1.0 had it.
-  SSL_set_shutdown(ssl_, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
   SSL_free(ssl_);
 }
 
@@ -671,6 +665,10 @@ Connection::Status TlsConnection::handshake() {
     // A server has heard all of the client, and so has a client of TLS 1.2 of its server.
     confirmed_ = context_->is_server_ || SSL_version(ssl_) < TLS1_3_VERSION;
     has_input_ = SSL_has_pending(ssl_) == 1;
+    // One of TLS 1.2 serves again, now that it has served; of 1.3 the server sends others.
+    if (!context_->is_server_ && SSL_version(ssl_) < TLS1_3_VERSION && SSL_session_reused(ssl_) == 1) {
+      context_->sessions_.put(session_key_, *SSL_get_session(ssl_));
+    }
     return Status::done;
   });
 }

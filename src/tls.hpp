@@ -52,18 +52,17 @@ class TlsContext {
   };
   using SessionHandle = std::unique_ptr<ssl_session_st, FreeSession>;
 
-  /// A client's sessions that can be resumed, the oldest first: of a server the newest few, as those of TLS 1.3 serve
-  /// once, and of all a bounded number.
+  /// A client's sessions that can be resumed, the oldest first: of a server the newest few, of all a bounded number.
+  /// Each is handed out once, so that one that the server does not like is not tried again.
   class Sessions {
    public:
-    void put(const std::string& key, SessionHandle session);
+    void put(const std::string& key, ssl_session_st& session);
     [[nodiscard]] SessionHandle take(const std::string& key);
 
    private:
     struct Entry {
       std::string key;
       SessionHandle session;
-      bool once;
     };
     std::mutex mutex_;
     std::deque<Entry> entries_;

@@ -427,6 +427,43 @@ TEST_P(TlsOfEachVersion, ASessionIsResumed) {
   }
 }
 
+TEST_P(TlsOfEachVersion, ASessionWhoseHandshakeFailedIsNotTriedAgain) {
+  const auto at_server = server_context(server());
+  const auto at_client = client_context(client());
+  {
+    Ends first(at_server, at_client);
+    ASSERT_TRUE(first.handshake());
+    write(first.server, "ticket");
+    read_all(first.client);
+  }
+  // each takes one of those that are kept
+  for (int i = 0; i < 4; ++i) {
+    Sockets sockets;
+    TlsConnection cut(sockets.client, at_client, "a.example");
+    EXPECT_EQ(cut.handshake(), Status::blocked);
+  }
+  Ends next(at_server, at_client);
+  ASSERT_TRUE(next.handshake());
+  EXPECT_FALSE(next.client.tls_peer()->resumed);
+}
+
+TEST_P(TlsOfEachVersion, OnlyTheNewestSessionsAreKept) {
+  const auto at_server = server_context(server());
+  const auto at_client = client_context(client());
+  for (int i = 0; i < 300; ++i) {
+    Ends ends(at_server, at_client, std::to_string(i) + ".b.example");
+    ASSERT_TRUE(ends.handshake());
+    write(ends.server, "ticket");
+    read_all(ends.client);
+  }
+  Ends oldest(at_server, at_client, "0.b.example");
+  ASSERT_TRUE(oldest.handshake());
+  EXPECT_FALSE(oldest.client.tls_peer()->resumed);
+  Ends newest(at_server, at_client, "299.b.example");
+  ASSERT_TRUE(newest.handshake());
+  EXPECT_TRUE(newest.client.tls_peer()->resumed);
+}
+
 TEST_P(TlsOfEachVersion, ASessionIsNotResumedWithAnotherHost) {
   const auto at_server = server_context(server());
   const auto at_client = client_context(client());
