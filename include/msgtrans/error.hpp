@@ -25,6 +25,7 @@ enum class Errc {
   payload_too_large,       ///< payload_len is over the limit
   decompressed_too_large,  ///< the payload grows over the limit when decompressed
   decompression_failed,    ///< the payload is not what its codec byte says
+  websocket_violation,     ///< a WebSocket frame breaks RFC 6455, or a message is not exactly one binary packet
 
   // A message was not taken, or not answered.
   would_block,      ///< the outbound queue is full; the payload stays the caller's
@@ -93,7 +94,7 @@ class Exception : public boost::system::system_error {
 /// True if the peer broke the wire protocol (the first group of `Errc`).
 [[nodiscard]] inline bool is_protocol_error(const error_code& code) noexcept {
   return code.category() == error_category() && code.value() >= static_cast<int>(Errc::bad_version) &&
-         code.value() <= static_cast<int>(Errc::decompression_failed);
+         code.value() <= static_cast<int>(Errc::websocket_violation);
 }
 
 /// True if the same call may succeed later on the same session: the queue was full, or the answer was late.

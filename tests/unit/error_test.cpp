@@ -75,7 +75,8 @@ TEST(ErrorQueries, ProtocolErrorsAreExactlyTheViolationsOfTheWireFormat) {
                                 Errc::extension_too_large,
                                 Errc::payload_too_large,
                                 Errc::decompressed_too_large,
-                                Errc::decompression_failed};
+                                Errc::decompression_failed,
+                                Errc::websocket_violation};
   for (const Errc e : all_errors()) {
     EXPECT_EQ(msgtrans::is_protocol_error(make_error_code(e)), protocol.contains(e)) << make_error_code(e).message();
   }

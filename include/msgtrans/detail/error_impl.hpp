@@ -29,6 +29,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::payload_too_large: return "payload too large";
       case Errc::decompressed_too_large: return "decompressed payload too large";
       case Errc::decompression_failed: return "payload does not decompress";
+      case Errc::websocket_violation: return "WebSocket protocol broken";
       case Errc::would_block: return "outbound queue full";
       case Errc::too_large: return "message too large to send";
       case Errc::closed: return "session closed";

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <msgtrans/error.hpp>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace msgtrans {
+
+/// How a server takes WebSocket connections. Checked by the call that takes them.
+struct WebSocketServerOptions {
+  /// The one path there is; what follows a `?` is not looked at. Others are answered with 404.
+  std::string path = "/";
+  /// Agreed on with a client that offers it; empty: with none. Clients that offer none, or only others, are taken
+  /// without one.
+  std::string subprotocol = "msgtrans";
+  /// Says whether a page from there may connect; false is answered with 403. Given the request's Origin header, or an
+  /// empty text if there is none: browsers always send it, other programs seldom. Empty: all are taken, so any page
+  /// that a user's browser shows may connect in that user's name. Called on a shard's thread, for several connections
+  /// at once; what it throws is answered with 500.
+  std::function<bool(std::string_view origin)> check_origin;
+  /// Largest head of a request, in bytes; a longer one is answered with 431. 256 bytes to 64 KiB.
+  std::size_t max_header = 8 * 1024;
+  /// How often the peer is asked with a ping. Zero is off.
+  std::chrono::milliseconds ping_interval{30'000};
+  /// The session ends when that many pings in a row were followed by nothing for an interval. 1 to 1000.
+  std::uint32_t max_missed_pings = 2;
+};
+
+/// How a client makes WebSocket connections. Checked by the call that takes them.
+struct WebSocketClientOptions {
+  /// Offered to the server, which need not take it; empty: none is offered.
+  std::string subprotocol = "msgtrans";
+  /// The Origin header; empty: none is sent.
+  std::string origin;
+  /// Further headers of the request, say `{"Authorization", "Bearer ..."}`: names and values. Not those of the
+  /// handshake itself.
+  std::vector<std::pair<std::string, std::string>> headers;
+  /// Largest head of an answer, in bytes. 256 bytes to 64 KiB.
+  std::size_t max_header = 8 * 1024;
+  /// As for a server.
+  std::chrono::milliseconds ping_interval{30'000};
+  std::uint32_t max_missed_pings = 2;
+};
+
+/// Names the first option that is out of its range, with its value; no error if none is.
+[[nodiscard]] Error validate(const WebSocketServerOptions& options);
+[[nodiscard]] Error validate(const WebSocketClientOptions& options);
+
+}  // namespace msgtrans
