@@ -3,6 +3,7 @@
 
 #include "connection.hpp"
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,6 +17,7 @@
 #include <string>
 #include <string_view>
 #include <sys/uio.h>
+#include <utility>
 #include <vector>
 
 namespace msgtrans::detail {
@@ -30,7 +32,8 @@ class WebSocketConnection final : public Connection {
   /// Who carries the bytes.
   struct Below {
     Below(int socket) noexcept : descriptor(socket) {}
-    Below(std::unique_ptr<Connection> other) noexcept : connection(std::move(other)) {}
+    template <std::derived_from<Connection> C>
+    Below(std::unique_ptr<C> other) noexcept : connection(std::move(other)) {}
 
     int descriptor = -1;
     std::unique_ptr<Connection> connection;

@@ -24,7 +24,7 @@ struct WebSocketServerOptions {
   /// empty text if there is none: browsers always send it, other programs seldom. Empty: all are taken, so any page
   /// that a user's browser shows may connect in that user's name. Called on a shard's thread, for several connections
   /// at once; what it throws is answered with 500.
-  std::function<bool(std::string_view origin)> check_origin;
+  std::function<bool(std::string_view origin)> check_origin = {};
   /// Largest head of a request, in bytes; a longer one is answered with 431. 256 bytes to 64 KiB.
   std::size_t max_header = 8 * 1024;
   /// How often the peer is asked with a ping. Zero is off.
@@ -38,10 +38,10 @@ struct WebSocketClientOptions {
   /// Offered to the server, which need not take it; empty: none is offered.
   std::string subprotocol = "msgtrans";
   /// The Origin header; empty: none is sent.
-  std::string origin;
+  std::string origin = {};
   /// Further headers of the request, say `{"Authorization", "Bearer ..."}`: names and values. Not those of the
   /// handshake itself.
-  std::vector<std::pair<std::string, std::string>> headers;
+  std::vector<std::pair<std::string, std::string>> headers = {};
   /// Largest head of an answer, in bytes. 256 bytes to 64 KiB.
   std::size_t max_header = 8 * 1024;
   /// As for a server.

@@ -510,9 +510,10 @@ class PacketFramer {
   [[nodiscard]] std::size_t left() const noexcept { return left_; }
 
   /// Takes from the front of `in` and writes frames to the front of `out`; both are moved on. Ends when nothing is
-  /// left, when `out` may have too little room for more (`max_frame_header + header_size` is enough for something), or,
-  /// for a server, at `direct` bytes or more in a row of one frame: those the caller may send himself, and `skip`.
-  /// \param keys  MaskKey(), called for each frame of a client: it must be unpredictable.
+  /// left, or when there is too little room for more. A frame of fewer than `direct` bytes is begun only if there is
+  /// room for all of it: `max_frame_header + direct` is always enough for something. A server's also ends at `direct`
+  /// bytes or more in a row of one frame: those the caller may send himself, and `skip`. \param direct  at least
+  /// `header_size` \param keys  MaskKey(), called for each frame of a client: it must be unpredictable.
   template <class Keys>
   void frame(std::span<const std::byte>& in, std::span<std::byte>& out, std::size_t direct, Keys&& keys) {
     while (!in.empty()) {
@@ -525,18 +526,20 @@ class PacketFramer {
         in = in.subspan(count);
         continue;
       }
-      if (out.size() < max_frame_header + header_size) return;
       if (have_ == 0 && in.size() >= header_size) [[likely]] {
-        begin(in.data(), out, keys);
+        if (!begin(in.data(), out, direct, keys)) return;
         continue;
       }
       const std::size_t count = std::min(header_size - have_, in.size());
       std::memcpy(head_.data() + have_, in.data(), count);
-      have_ = static_cast<std::uint8_t>(have_ + count);
-      in = in.subspan(count);
-      if (have_ < header_size) return;
+      if (have_ + count < header_size) {
+        have_ = static_cast<std::uint8_t>(have_ + count);
+        in = in.subspan(count);
+        return;
+      }
+      if (!begin(head_.data(), out, direct, keys)) return;
       have_ = 0;
-      begin(head_.data(), out, keys);
+      in = in.subspan(count);
       put(head_.data(), header_size, out);
     }
   }
@@ -545,12 +548,16 @@ class PacketFramer {
   void skip(std::size_t count) noexcept { left_ -= count; }
 
  private:
+  /// \returns false if there is no room.
   template <class Keys>
-  void begin(const std::byte* head, std::span<std::byte>& out, Keys& keys) {
-    left_ = detail::packet_size(head);
+  bool begin(const std::byte* head, std::span<std::byte>& out, std::size_t direct, Keys& keys) {
+    const std::size_t size = detail::packet_size(head);
+    if (out.size() < max_frame_header + (size < direct ? size : header_size)) return false;
+    left_ = size;
     std::optional<MaskKey> key;
     if (role_ == WebSocketRole::client) key = key_ = keys();
-    out = out.subspan(encode_frame_header(Opcode::binary, left_, key, out.data()));
+    out = out.subspan(encode_frame_header(Opcode::binary, size, key, out.data()));
+    return true;
   }
 
   void put(const std::byte* from, std::size_t count, std::span<std::byte>& out) noexcept {
