@@ -159,6 +159,8 @@ ClientOptions checked(ClientOptions options) {
   if (!error && options.connect_timeout.count() < 0) {
     error = Error(Errc::invalid_option, "connect_timeout is negative");
   }
+  if (!error) error = validate(options.tls);
+  if (!error) error = validate(options.websocket);
   if (error) throw Exception(error);
   return options;
 }
@@ -197,6 +199,8 @@ std::optional<Client::Target> Client::begin_connect(std::string_view url, Error&
                                                               : "already connected"};
     return std::nullopt;
   }
+  target.make_connection = factory_for(target.endpoint, options_, tls_, error);
+  if (error) return std::nullopt;
   state_ = State::connecting;
   return target;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "connection_factory.hpp"
 #include "session_state.hpp"
 #include "shard.hpp"
 
@@ -73,6 +74,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   const ClientOptions options_;
   const std::shared_ptr<const SessionOptions> session_options_;
   std::shared_ptr<Shard> shard_;
+  TlsOfClient tls_;  // of whoever connects
 
   std::atomic<bool> silent_{false};
   mutable std::mutex mutex_;

@@ -3,10 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <msgtrans/error.hpp>
+#include <msgtrans/protocol/time.hpp>
+#include <msgtrans/transport/tls.hpp>
+#include <optional>
 #include <span>
+#include <string>
 #include <sys/uio.h>
 #include <utility>
 
@@ -57,6 +59,19 @@ class Connection {
   /// sending side of the socket is shut once `shut_down` is done.
   [[nodiscard]] virtual bool awaits_peers_end() const noexcept = 0;
 
+  /// After `ended`: what the peer said of it, if it did.
+  [[nodiscard]] virtual Error end_reason() const { return {}; }
+  /// After `blocked` of `handshake`: what is being waited for.
+  [[nodiscard]] virtual std::string describe_handshake() const { return {}; }
+  /// After the handshake.
+  [[nodiscard]] virtual std::optional<TlsPeer> tls_peer() const { return std::nullopt; }
+
+  /// When `keep_alive` is due, after the handshake; TimePoint::max() if never.
+  [[nodiscard]] virtual protocol::TimePoint keep_alive_due() const noexcept { return protocol::TimePoint::max(); }
+  /// Asks the peer whether it is there: `done`, or `failed` if it has not answered. Then as after `read`, something may
+  /// have to be flushed. To be called when it is due and the session reads.
+  virtual Status keep_alive(protocol::TimePoint) { return Status::done; }
+
   /// After `failed`.
   [[nodiscard]] const Error& error() const noexcept { return error_; }
 
@@ -70,8 +85,5 @@ class Connection {
  private:
   Error error_;
 };
-
-/// Makes what stands between packets and that socket, which outlives it. Any thread. May throw.
-using ConnectionFactory = std::function<std::unique_ptr<Connection>(int descriptor)>;
 
 }  // namespace msgtrans::detail

@@ -64,15 +64,57 @@ bool check_path(std::string_view path, Endpoint& endpoint, std::string& problem)
   } else if (path.find('\0') != std::string_view::npos) {
     problem = "it holds a zero byte";
   } else {
-    endpoint.transport = Transport::unix_socket;
     endpoint.path = path;
     return true;
   }
   return false;
 }
 
+/// `host`, `host:port`, either with a path behind it.
+bool split_websocket(std::string_view text, Endpoint& endpoint, std::string& problem) {
+  const auto slash = text.find_first_of("/?#");
+  const std::string_view authority = text.substr(0, slash);
+  const std::string_view path = slash == std::string_view::npos ? std::string_view() : text.substr(slash);
+  const bool printable = std::ranges::all_of(path, [](char c) { return c > ' ' && c < 127; });
+  if (!printable || path.find('#') != std::string_view::npos) {
+    problem = "\"" + std::string(path) + "\" is no path";
+    return false;
+  }
+  endpoint.path = path.starts_with('/') ? std::string(path) : "/" + std::string(path);
+  const auto colon = authority.rfind(':');
+  if (colon != std::string_view::npos && authority.find(']', colon) == std::string_view::npos) {
+    return split(authority, endpoint, problem);
+  }
+  const char* const usual = endpoint.transport == Transport::websocket_tls ? ":443" : ":80";
+  return split(std::string(authority) + usual, endpoint, problem);
+}
+
+bool parse(Transport transport, std::string_view text, Endpoint& endpoint, std::string& problem) {
+  endpoint.transport = transport;
+  if (transport == Transport::unix_socket) return check_path(text, endpoint, problem);
+  if (!is_websocket(transport)) return split(text, endpoint, problem);
+  if (text.find("://") == std::string_view::npos) return split_websocket(text, endpoint, problem);
+  return split(text, endpoint, problem);  // which says what is wrong with it
+}
+
+std::string all_schemes() {
+  std::string all;
+  for (const Transport one : transports) {
+    if (!all.empty()) all += one == transports.back() ? " and " : ", ";
+    all += to_string(one);
+  }
+  return all;
+}
+
 Error invalid(std::string_view text, const std::string& problem) {
   return {Errc::invalid_address, "invalid address \"" + std::string(text) + "\": " + problem};
+}
+
+Endpoint parsed(Transport transport, std::string_view text) {
+  Endpoint endpoint;
+  std::string problem;
+  if (!parse(transport, text, endpoint, problem)) throw Exception(invalid(text, problem));
+  return endpoint;
 }
 
 }  // namespace
@@ -80,7 +122,10 @@ Error invalid(std::string_view text, const std::string& problem) {
 std::string_view to_string(Transport transport) noexcept {
   switch (transport) {
     case Transport::tcp: return "tcp";
+    case Transport::tls: return "tls";
     case Transport::unix_socket: return "unix";
+    case Transport::websocket: return "ws";
+    case Transport::websocket_tls: return "wss";
   }
   return "?";
 }
@@ -88,7 +133,8 @@ std::string_view to_string(Transport transport) noexcept {
 std::string Endpoint::to_string() const {
   if (transport == Transport::unix_socket) return path;
   const bool ipv6 = host.find(':') != std::string::npos;
-  return (ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+  const std::string behind = is_websocket(transport) && path != "/" ? path : std::string();
+  return (ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port) + behind;
 }
 
 std::string Endpoint::url() const {
@@ -100,17 +146,19 @@ std::ostream& operator<<(std::ostream& out, const Endpoint& endpoint) {
 }
 
 Endpoint tcp(std::string_view host_and_port) {
-  Endpoint endpoint;
-  std::string problem;
-  if (!split(host_and_port, endpoint, problem)) throw Exception(invalid(host_and_port, problem));
-  return endpoint;
+  return parsed(Transport::tcp, host_and_port);
 }
-
+Endpoint tls(std::string_view host_and_port) {
+  return parsed(Transport::tls, host_and_port);
+}
+Endpoint websocket(std::string_view host_and_port) {
+  return parsed(Transport::websocket, host_and_port);
+}
+Endpoint websocket_tls(std::string_view host_and_port) {
+  return parsed(Transport::websocket_tls, host_and_port);
+}
 Endpoint unix_socket(std::string_view path) {
-  Endpoint endpoint;
-  std::string problem;
-  if (!check_path(path, endpoint, problem)) throw Exception(invalid(path, problem));
-  return endpoint;
+  return parsed(Transport::unix_socket, path);
 }
 
 std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
@@ -118,15 +166,16 @@ std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
   const std::string_view scheme = mark == std::string_view::npos ? std::string_view() : url.substr(0, mark);
   const std::string_view rest = mark == std::string_view::npos ? std::string_view() : url.substr(mark + 3);
   std::string problem;
-  Endpoint endpoint;
   if (scheme.empty()) {
     problem = "no scheme; write it as tcp://host:port";
-  } else if (scheme == to_string(Transport::tcp)) {
-    if (split(rest, endpoint, problem)) return endpoint;
-  } else if (scheme == to_string(Transport::unix_socket)) {
-    if (check_path(rest, endpoint, problem)) return endpoint;
   } else {
-    problem = "unknown scheme \"" + std::string(scheme) + "\"; there are tcp and unix";
+    const auto named = std::ranges::find(transports, scheme, [](Transport one) { return to_string(one); });
+    Endpoint endpoint;
+    if (named == transports.end()) {
+      problem = "unknown scheme \"" + std::string(scheme) + "\"; there are " + all_schemes();
+    } else if (parse(*named, rest, endpoint, problem)) {
+      return endpoint;
+    }
   }
   error = invalid(url, problem);
   return std::nullopt;

@@ -86,6 +86,9 @@ void Handshake::expired() noexcept {
   Error late(Errc::handshake_timeout);
   try {
     late.text = "the handshake was not finished within " + std::to_string(timeout_.count()) + " ms";
+    if (link_.connection) {
+      if (const auto waits = link_.connection->describe_handshake(); !waits.empty()) late.text += ": " + waits;
+    }
   } catch (const std::bad_alloc&) {
     // The code says enough.
   }

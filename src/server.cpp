@@ -92,6 +92,18 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
                                             ", must be from 0 to " + std::to_string(0777) + " (0777)");
   }
   if (!error) error = check_duration("handshake_timeout", options.handshake_timeout);
+  if (!error && is_websocket(endpoint.transport)) {
+    error = validate(options.websocket);
+    const bool is_path = endpoint.path.empty() || endpoint.path.front() == '/';
+    if (!error && (!is_path || endpoint.path.find_first_of("?# ") != std::string::npos)) {
+      error = Error(Errc::invalid_address, "invalid address \"" + endpoint.to_string() +
+                                               "\": a listener's path begins with / and has no query");
+    }
+  }
+  if (error) return std::nullopt;
+  const auto session = options.session ? std::make_shared<const SessionOptions>(*options.session) : session_options_;
+  std::shared_ptr<TlsOfListener> tls;
+  auto make_connection = factory_for(endpoint, options, *session, tls, error);
   if (error) return std::nullopt;
   const bool is_unix = endpoint.transport == Transport::unix_socket;
   std::vector<asio::ip::tcp::endpoint> addresses;
@@ -102,14 +114,14 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
     error = Error(Errc::wrong_state, "the server has been stopped");
     return std::nullopt;
   }
-  Listener listener{
-      .endpoint = endpoint,
-      .options = std::make_shared<const ListenerOptions>(ListenerOptions{
-          .session = options.session ? std::make_shared<const SessionOptions>(*options.session) : session_options_,
-          .handshake_timeout = options.handshake_timeout,
-          .make_connection = {}}),
-      .acceptors = {},
-      .file = {}};
+  Listener listener{.endpoint = endpoint,
+                    .options = std::make_shared<const ListenerOptions>(
+                        ListenerOptions{.session = session,
+                                        .handshake_timeout = options.handshake_timeout,
+                                        .make_connection = std::move(make_connection)}),
+                    .acceptors = {},
+                    .file = {},
+                    .tls = std::move(tls)};
   if (is_unix) {
     // The system deals connections out among the listeners of a port, but a file has only one.
     listener.file = std::make_shared<SocketFile>();
@@ -121,6 +133,7 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
     auto sockets = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
     if (sockets.empty()) return std::nullopt;
     listener.endpoint = Peer{.transport = endpoint.transport, .address = bound}.endpoint();
+    listener.endpoint.path = endpoint.path;
     for (std::size_t i = 0; i < shards_.size(); ++i) {
       listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i], std::move(sockets[i]), endpoint.transport));
     }
@@ -128,6 +141,21 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
   listeners_.push_back(listener);
   if (state_ == State::running) start_accepting(listener);
   return listener.endpoint;
+}
+
+void Server::renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error) {
+  std::shared_ptr<TlsOfListener> tls;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::ranges::find(listeners_, listener, &Listener::endpoint);
+    if (found != listeners_.end()) tls = found->tls;
+  }
+  if (!tls) {
+    error = Error(Errc::not_found, "no encrypted listener on " + listener.to_string());
+    return;
+  }
+  error = {};
+  if (auto context = tls_context_for(listener, options, error)) tls->set(std::move(context));
 }
 
 bool Server::is_running() const {
@@ -734,6 +762,16 @@ void ServerTransport::on_disconnect(DisconnectHandler handler) {
 }
 void ServerTransport::on_error(ErrorHandler handler) {
   server_->set(&detail::Server::on_error, std::move(handler));
+}
+
+void ServerTransport::renew_tls(const Endpoint& listener, const TlsServerOptions& options) {
+  Error error;
+  renew_tls(listener, options, error);
+  if (error) throw Exception(error);
+}
+
+void ServerTransport::renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error) {
+  server_->renew_tls(listener, options, error);
 }
 
 void ServerTransport::start() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "connection_factory.hpp"
 #include "control_loop.hpp"
 #include "session_registry.hpp"
 #include "session_state.hpp"
@@ -26,6 +27,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   ~Server() override;
 
   std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
+  void renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error);
   void start();
   StopReport run();
   StopReport stop(std::chrono::milliseconds drain);
@@ -81,6 +83,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
     std::shared_ptr<const ListenerOptions> options;
     std::vector<std::shared_ptr<Acceptor>> acceptors;  // one a shard; or one, which deals out to all
     std::shared_ptr<SocketFile> file;                  // of a Unix socket
+    std::shared_ptr<TlsOfListener> tls;                // null: not encrypted
   };
 
   void start_locked();

@@ -94,6 +94,10 @@ SessionId Session::id() const noexcept {
 bool Session::is_open() const noexcept {
   return state_->is_open();
 }
+const TlsPeer* Session::tls() const noexcept {
+  return state_->tls();
+}
+
 std::optional<PeerCredentials> Session::peer_credentials() const noexcept {
   if (state_->peer().has_address()) return std::nullopt;
   return state_->peer().credentials;

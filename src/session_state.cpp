@@ -27,6 +27,11 @@ iovec iovec_of(std::span<const std::byte> bytes) noexcept {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};  // sendmsg only reads
 }
 
+std::unique_ptr<const TlsPeer> tls_peer_of(const Connection& connection) {
+  auto peer = connection.tls_peer();
+  return peer ? std::make_unique<const TlsPeer>(*std::move(peer)) : nullptr;
+}
+
 bool high_priority(const wire::Header& header) noexcept {
   return (header.flags & wire::flags::high_priority) != 0;
 }
@@ -103,6 +108,7 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       socket_(std::move(link.socket)),
       connection_(std::move(link.connection)),
       bare_(!connection_),
+      tls_(connection_ ? tls_peer_of(*connection_) : nullptr),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
@@ -781,6 +787,7 @@ void SessionState::open() {
   shard_->poller().add(socket_.get(), *this, true, false);
   watching_read_ = true;
   opened_ = true;
+  if (connection_) (void)connection_->keep_alive(shard_->now());  // from now on
   shard_->add(*this);
   shard_->counters().sessions_total.add(1);
   shard_->touch(*this);
@@ -809,7 +816,11 @@ bool SessionState::read_once() {
     switch (status) {
       case Connection::Status::done: receive(buffer.first(count)); return true;
       case Connection::Status::blocked: return false;
-      case Connection::Status::ended: receive_end(); return true;
+      case Connection::Status::ended: {
+        Error reason = connection_->end_reason();
+        receive_end(reason ? std::move(reason) : Error(Errc::closed_by_peer));
+        return true;
+      }
       case Connection::Status::failed: connection_failed(); return true;
     }
   }
@@ -834,9 +845,9 @@ bool SessionState::read_once() {
   return true;
 }
 
-void SessionState::receive_end() {
+void SessionState::receive_end(Error reason) {
   const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
-  protocol_.receive_end(shard_->now(), finish_within);
+  protocol_.receive_end(shard_->now(), finish_within, std::move(reason));
   draining_.store(true);
 }
 
@@ -1053,6 +1064,7 @@ void SessionState::arm() {
     next = std::min(next, shard_->now() + std::chrono::milliseconds(10));  // asks again whether all has arrived
   }
   if (waiting_) next = std::min(next, waiting_->deadline);
+  if (connection_ && read && protocol_.accepts()) next = std::min(next, connection_->keep_alive_due());
   if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
 }
 
@@ -1065,6 +1077,10 @@ void SessionState::expired() {
   }
   protocol_.expire(shard_->now());
   expire_waiting();
+  if (connection_ && protocol_.accepts() && protocol_.wants_read() && connection_->keep_alive_due() <= shard_->now() &&
+      connection_->keep_alive(shard_->now()) == Connection::Status::failed) {
+    connection_failed();
+  }
   shard_->touch(*this);
 }
 

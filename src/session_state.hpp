@@ -135,6 +135,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] Shard& shard() const noexcept { return *shard_; }
   [[nodiscard]] bool is_open() const noexcept { return open_.load(std::memory_order_acquire); }
   [[nodiscard]] const Peer& peer() const noexcept { return peer_; }
+  /// Null unless it is encrypted.
+  [[nodiscard]] const TlsPeer* tls() const noexcept { return tls_.get(); }
   [[nodiscard]] SessionStats stats() const noexcept;
   [[nodiscard]] const SessionOptions& options() const noexcept { return *options_; }
 
@@ -238,7 +240,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// \returns false if there was nothing to read.
   bool read_once();
   void receive(std::span<const std::byte> bytes);
-  void receive_end();
+  void receive_end(Error reason = Errc::closed_by_peer);
   void on_ready(bool readable, bool writable, bool broken) override;
   void deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                std::span<const std::byte> payload);
@@ -298,7 +300,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   Descriptor socket_;
   std::unique_ptr<Connection> connection_;  // null: packets are the socket's bytes, or it has failed
   const bool bare_;                         // there never was one
-  protocol::OutboundBudget budget_;         // of the normal lane, and of published_answers_
+  const std::unique_ptr<const TlsPeer> tls_;
+  protocol::OutboundBudget budget_;  // of the normal lane, and of published_answers_
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
   protocol::Counter compressed_packets_, compressed_bytes_before_, compressed_bytes_after_, incompressible_packets_;

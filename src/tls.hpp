@@ -110,7 +110,7 @@ class TlsConnection final : public Connection {
   void set_records_of_a_key(std::uint32_t count) noexcept { records_of_a_key_ = records_left_ = count; }
 
   /// None before the handshake is done. \throws std::bad_alloc
-  [[nodiscard]] std::optional<TlsPeer> tls_peer() const;
+  [[nodiscard]] std::optional<TlsPeer> tls_peer() const override;
 
  private:
   friend class TlsContext;

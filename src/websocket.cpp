@@ -75,9 +75,6 @@ Error validate_common(const std::string& subprotocol, std::size_t max_header, st
 }  // namespace
 
 Error validate(const WebSocketServerOptions& options) {
-  if (!is_target(options.path) || options.path.find_first_of("?#") != std::string::npos) {
-    return invalid("path is " + quoted(options.path) + ", must begin with / and be without blanks, ? and #");
-  }
   return validate_common(options.subprotocol, options.max_header, options.ping_interval, options.max_missed_pings);
 }
 
@@ -286,10 +283,11 @@ WebSocketConnection::~WebSocketConnection() = default;
 
 std::unique_ptr<WebSocketConnection> WebSocketConnection::server(Below below,
                                                                  std::shared_ptr<const WebSocketServerOptions> options,
-                                                                 const wire::Limits& limits) {
+                                                                 std::string path, const wire::Limits& limits) {
   std::unique_ptr<WebSocketConnection> self(new WebSocketConnection(
       std::move(below), wire::WebSocketRole::server, limits, options->ping_interval, options->max_missed_pings));
   self->handshake_->server = std::move(options);
+  self->handshake_->target = std::move(path);
   return self;
 }
 
@@ -446,7 +444,7 @@ Connection::Status WebSocketConnection::take_request(std::string_view head) {
   if (request.method() != http::verb::get) {
     return refuse(405, "method is " + quoted(view(request.method_string())) + ", must be GET", "Allow: GET\r\n");
   }
-  if (path_of(target) != options.path) return refuse(404, "no such path " + quoted(target));
+  if (path_of(target) != handshake_->target) return refuse(404, "no such path " + quoted(target));
   if (request.version() < 11) return refuse(400, "HTTP version is below 1.1");
   if (request.count(http::field::host) != 1) return refuse(400, "must have one Host header");
   constexpr std::string_view upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";

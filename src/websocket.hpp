@@ -39,9 +39,9 @@ class WebSocketConnection final : public Connection {
     std::unique_ptr<Connection> connection;
   };
 
-  /// The end that waits for the request.
+  /// The end that waits for the request, which must be for `path`.
   static std::unique_ptr<WebSocketConnection> server(Below below, std::shared_ptr<const WebSocketServerOptions> options,
-                                                     const wire::Limits& limits);
+                                                     std::string path, const wire::Limits& limits);
   /// The end that makes it: of `target` (`/path?query`), from the server known as `host` (`example.org:8002`).
   static std::unique_ptr<WebSocketConnection> client(Below below, std::shared_ptr<const WebSocketClientOptions> options,
                                                      std::string host, std::string target, const wire::Limits& limits);
@@ -57,18 +57,19 @@ class WebSocketConnection final : public Connection {
   [[nodiscard]] bool awaits_peers_end() const noexcept override;
 
   /// Where a handshake that is not over stands, for the error of one that takes too long.
-  [[nodiscard]] std::string describe_handshake() const;
+  [[nodiscard]] std::string describe_handshake() const override;
   /// What was agreed; empty: none.
   [[nodiscard]] const std::string& subprotocol() const noexcept { return subprotocol_; }
 
   /// When `keep_alive` is due; `TimePoint::max()`: never.
-  [[nodiscard]] protocol::TimePoint keep_alive_due() const noexcept { return keep_alive_due_; }
+  [[nodiscard]] protocol::TimePoint keep_alive_due() const noexcept override { return keep_alive_due_; }
   /// Sends a ping if it is time and nothing has come, `failed` if too many had no answer. Once after the handshake,
   /// then whenever it is due and the session reads; then as after `read`, something may have to be flushed.
-  Status keep_alive(protocol::TimePoint now);
+  Status keep_alive(protocol::TimePoint now) override;
 
   /// Why `read` said `ended`, with the code and the text of the peer's Close.
-  [[nodiscard]] Error end_reason() const;
+  [[nodiscard]] Error end_reason() const override;
+  [[nodiscard]] std::optional<TlsPeer> tls_peer() const override { return below_ ? below_->tls_peer() : std::nullopt; }
   /// `close_code::no_status` if the Close had none; 0 before it.
   [[nodiscard]] std::uint16_t peer_close_code() const noexcept { return peer_code_; }
   [[nodiscard]] std::string_view peer_close_text() const noexcept {

@@ -6,6 +6,8 @@
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/session/session.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/transport/tls.hpp>
+#include <msgtrans/transport/websocket.hpp>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -24,6 +26,10 @@ struct ClientOptions {
   detail::asio::any_io_executor executor = {};
   /// Looking up the name, connecting and what the transport has to agree on, together. Zero: no limit of ours.
   std::chrono::milliseconds connect_timeout{10'000};
+  /// Of `tls://` and `wss://`. Files are read by the first connect that needs them.
+  TlsClientOptions tls = {};
+  /// Of `ws://` and `wss://`.
+  WebSocketClientOptions websocket = {};
   /// A server need not speak first, so there is no first-packet deadline by default.
   SessionOptions session = {.first_packet_timeout = std::chrono::milliseconds{0}};
 };

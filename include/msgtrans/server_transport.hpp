@@ -16,6 +16,8 @@
 #include <msgtrans/session/session_manager.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/tls.hpp>
+#include <msgtrans/transport/websocket.hpp>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -83,9 +85,13 @@ struct ListenOptions {
   /// Connections that the system keeps waiting before they are accepted. 1 to 65535.
   int backlog = 4096;
   /// From accepting a connection to the end of what its transport has to agree on with the peer, which it does before
-  /// `on_connect`; TCP and Unix sockets have nothing to agree on. Until then it counts as a session for the limits.
+  /// `on_connect`: TLS and WebSocket do. Until then it counts as a session for the limits.
   /// Zero: no limit.
   std::chrono::milliseconds handshake_timeout{10'000};
+  /// Of `tls` and `websocket_tls`, which need a certificate and its key.
+  TlsServerOptions tls = {};
+  /// Of `websocket` and `websocket_tls`.
+  WebSocketServerOptions websocket = {};
   /// Of a Unix socket's file, as `chmod` takes them; the directory's matter too. 0: as the process's umask says.
   unsigned permissions = 0;
 };
@@ -157,6 +163,14 @@ class ServerTransport {
   Endpoint listen(const Endpoint& endpoint, const ListenOptions& options = {});
   /// The same without exceptions; on failure nothing has changed.
   std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
+
+  /// Connections that come to that listener (as `listen` returned it) from now on get these certificates and rules;
+  /// sessions go on with those they began with. Reads files; not to be called from a handler then.
+  /// \throws Exception: `not_found` if it is no encrypted listener, `invalid_option`, or the system's error of a file;
+  /// then nothing has changed.
+  void renew_tls(const Endpoint& listener, const TlsServerOptions& options);
+  /// The same without exceptions.
+  void renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error);
 
   /// Called for each newcomer before any of its messages. `f` takes `Session&` and returns `Admission`, or nothing for
   /// "always accept". \throws Exception with `wrong_state` once started, as all setters of handlers do.

@@ -102,13 +102,13 @@ Outcome run(std::uint8_t kind, std::string_view input, std::size_t most) {
   std::unique_ptr<WebSocketConnection> connection;
   if (server) {
     WebSocketServerOptions options;
-    if ((kind & 2U) != 0) options.path = "/chat";
     if ((kind & 4U) != 0) options.subprotocol.clear();
     if ((kind & 8U) != 0) options.check_origin = [](std::string_view origin) { return origin != "http://evil"; };
     options.max_header = 512;
     peer.input = input;
     connection = WebSocketConnection::server(std::make_unique<Memory>(peer),
-                                             std::make_shared<const WebSocketServerOptions>(options), limits);
+                                             std::make_shared<const WebSocketServerOptions>(options),
+                                             (kind & 2U) != 0 ? "/chat" : "/", limits);
   } else {
     WebSocketClientOptions options;
     if ((kind & 4U) != 0) options.subprotocol.clear();

@@ -110,13 +110,14 @@ class SessionProtocol {
     pump(now, deliver);
   }
 
-  /// The peer will send no more. What it is still owed can be written until `finish_within` is over.
-  void receive_end(TimePoint now, Duration finish_within) {
+  /// The peer will send no more. What it is still owed can be written until `finish_within` is over. `reason`, unless
+  /// it ended in the middle of a packet.
+  void receive_end(TimePoint now, Duration finish_within, Error reason = Errc::closed_by_peer) {
     peer_ended_ = true;
     if (phase_ == Phase::lingering) {
       phase_ = Phase::ended;
     } else if (accepts()) {
-      set_reason(decoder_.has_partial() && !parked_ ? Error(Errc::truncated) : Error(Errc::closed_by_peer));
+      set_reason(decoder_.has_partial() && !parked_ ? Error(Errc::truncated) : std::move(reason));
       phase_ = Phase::draining;
       end_by_ = std::min(end_by_, now + finish_within);
     }

@@ -11,6 +11,7 @@
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
+#include <msgtrans/transport/tls.hpp>
 #include <optional>
 #include <utility>
 
@@ -96,6 +97,9 @@ class Session {
   [[nodiscard]] Endpoint peer() const;
   /// Whose process is at the other end of a Unix socket; nothing for other transports.
   [[nodiscard]] std::optional<PeerCredentials> peer_credentials() const noexcept;
+  /// What TLS knows of the other end, its certificate's subject for one; null if the session is not encrypted. Valid
+  /// while a handle to the session is kept.
+  [[nodiscard]] const TlsPeer* tls() const noexcept;
   [[nodiscard]] SessionStats stats() const noexcept;
   /// The executor of the shard that serves this session: work on it runs one at a time with the session's handlers.
   [[nodiscard]] detail::asio::any_io_executor get_executor() const noexcept;

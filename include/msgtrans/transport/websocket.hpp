@@ -13,10 +13,9 @@
 
 namespace msgtrans {
 
-/// How a server takes WebSocket connections. Checked by the call that takes them.
+/// How a server takes WebSocket connections. Checked by the call that takes them. The endpoint names the one path there
+/// is, requests for others are answered with 404; what follows a `?` is not looked at.
 struct WebSocketServerOptions {
-  /// The one path there is; what follows a `?` is not looked at. Others are answered with 404.
-  std::string path = "/";
   /// Agreed on with a client that offers it; empty: with none. Clients that offer none, or only others, are taken
   /// without one.
   std::string subprotocol = "msgtrans";
