@@ -716,7 +716,6 @@ Connection::Status TlsConnection::read(std::span<std::byte> into, std::size_t& c
 Connection::Status TlsConnection::write(std::span<const iovec> pieces, std::size_t& taken) {
   taken = 0;
   const Status status = guarded([&] {
-    if (write_error_ != 0 || !pending_.empty()) return written();
     std::size_t at = 0;      // the piece
     std::size_t offset = 0;  // in it
     const auto left = [&] { return pieces[at].iov_len - offset; };

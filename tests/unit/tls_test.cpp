@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -26,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
+#include <thread>
 #include <tuple>
 #include <unistd.h>
 #include <utility>
@@ -445,6 +447,26 @@ TEST_P(TlsOfEachVersion, ASessionWhoseHandshakeFailedIsNotTriedAgain) {
   Ends next(at_server, at_client);
   ASSERT_TRUE(next.handshake());
   EXPECT_FALSE(next.client.tls_peer()->resumed);
+}
+
+TEST_P(TlsOfEachVersion, AContextServesThreadsAtOnce) {
+  const auto at_server = server_context(server());
+  const auto at_client = client_context(client());
+  std::atomic<int> resumed{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 25; ++round) {
+        Ends ends(at_server, at_client);
+        ASSERT_TRUE(ends.handshake()) << ends.server_error.message() << ends.client_error.message();
+        if (ends.client.tls_peer()->resumed) ++resumed;
+        write(ends.server, "ticket");
+        EXPECT_EQ(read_all(ends.client), "ticket");
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(resumed, 0);
 }
 
 TEST_P(TlsOfEachVersion, OnlyTheNewestSessionsAreKept) {
