@@ -406,6 +406,11 @@ TEST_P(TlsOfEachVersion, DangerAcceptsAnyCertificateAndSaysSo) {
   ASSERT_TRUE(ends.handshake()) << ends.client_error.message();
   EXPECT_FALSE(ends.client.tls_peer()->verified);
   EXPECT_EQ(ends.client.tls_peer()->subject, "CN=the server");
+  auto options = client();
+  options.verify = TlsVerification::danger_accept_any_certificate();
+  Ends by_chance(server_context(server()), client_context(options));
+  ASSERT_TRUE(by_chance.handshake());
+  EXPECT_FALSE(by_chance.client.tls_peer()->verified);
 }
 
 TEST_P(TlsOfEachVersion, ASessionIsResumed) {
@@ -856,6 +861,20 @@ TEST(Tls, ADowngradeByAnyoneOnTheWayIsFound) {
   EXPECT_HAS(server.error().text, "illegal parameter");
 }
 
+TEST(Tls, ARefusalAfterTheClientsPartOfTheHandshakeIsToldToOneThatWrites) {
+  Ends ends(server_context(mutual(ClientCertificates::required)), client_context());
+  ASSERT_EQ(ends.client.handshake(), Status::blocked);
+  ASSERT_EQ(ends.server.handshake(), Status::blocked);
+  ASSERT_EQ(ends.client.handshake(), Status::done);
+  ASSERT_EQ(ends.server.handshake(), Status::failed);
+  Sockets::close(ends.sockets.server);
+  std::size_t taken = 0;
+  const std::array pieces{piece(bytes_of("lost"))};
+  EXPECT_EQ(ends.client.write(pieces, taken), Status::failed);
+  EXPECT_EQ(ends.client.error().code, Errc::handshake_failed);
+  EXPECT_HAS(ends.client.error().text, "TLS handshake: the peer gave up: certificate required (alert 116)");
+}
+
 // --- peers that do not speak TLS
 
 std::string server_told(std::string_view sent) {
@@ -1253,7 +1272,7 @@ TEST(Tls, AFailureOfAllocationFailsTheConnectionOnly) {
   for (long successes = 0; failed; ++successes) {
     ASSERT_LT(successes, 10'000);
     Ends ends(at_server, at_client, "a.example", 4096);
-    const std::string text(100'000, 'x');
+    const std::string text(300'000, 'x');
     const std::array pieces{piece(bytes_of(text))};
     std::size_t taken = 0;
     Status status = Status::failed;
