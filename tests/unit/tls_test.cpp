@@ -437,11 +437,11 @@ TEST_P(TlsOfEachVersion, ASessionIsResumed) {
 TEST_P(TlsOfEachVersion, ASessionWhoseHandshakeFailedIsNotTriedAgain) {
   const auto at_server = server_context(server());
   const auto at_client = client_context(client());
-  {
-    Ends first(at_server, at_client);
-    ASSERT_TRUE(first.handshake());
-    write(first.server, "ticket");
-    read_all(first.client);
+  for (int i = 0; i < 8; ++i) {
+    Ends ends(at_server, at_client);
+    ASSERT_TRUE(ends.handshake());
+    write(ends.server, "ticket");
+    read_all(ends.client);
   }
   // each takes one of those that are kept
   for (int i = 0; i < 4; ++i) {
@@ -809,6 +809,20 @@ TEST(Tls, TheNewestVersionIsTaken) {
   Ends ends(server_context(), client_context());
   ASSERT_TRUE(ends.handshake());
   EXPECT_EQ(ends.client.tls_peer()->version, TlsVersion::tls1_3);
+}
+
+TEST(Tls, TwoConnectionsAtOnceResumeTheSessionsOfOne) {
+  const auto at_server = server_context();
+  const auto at_client = client_context();
+  Ends before(at_server, at_client);
+  ASSERT_TRUE(before.handshake());
+  write(before.server, "tickets");
+  read_all(before.client);
+  Ends one(at_server, at_client);
+  Ends other(at_server, at_client);
+  ASSERT_TRUE(one.handshake() && other.handshake());
+  EXPECT_TRUE(one.client.tls_peer()->resumed);
+  EXPECT_TRUE(other.client.tls_peer()->resumed);
 }
 
 TEST(Tls, AClientBelowTheServersVersionIsRefused) {
