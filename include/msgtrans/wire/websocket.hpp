@@ -90,9 +90,18 @@ inline void mask_copy(std::byte* to, const std::byte* from, std::size_t count, M
     to += sizeof word;
     from += sizeof word;
   }
+  if (count >= sizeof key) {
+    MaskKey half;
+    std::memcpy(&half, from, sizeof half);
+    half ^= key;
+    std::memcpy(to, &half, sizeof half);
+    to += sizeof half;
+    from += sizeof half;
+    count -= sizeof half;
+  }
   std::array<std::byte, 4> key_bytes;
   std::memcpy(key_bytes.data(), &key, sizeof key);
-  for (std::size_t i = 0; i < count; ++i) to[i] = from[i] ^ key_bytes[i % 4];
+  for (std::size_t i = 0; i < count; ++i) to[i] = from[i] ^ key_bytes[i];
 }
 
 /// Bytes of the UTF-8 sequence (RFC 3629) at the start of `text`, which is not empty; 0 if there is no valid one.
@@ -226,6 +235,10 @@ class FrameReader {
     }
     while (!in.empty()) {
       if (frame_left_ == 0) {
+        if (!in_message_ && header_have_ == 0) {
+          read_whole_messages(in, out);
+          if (in.empty()) break;
+        }
         if (!read_frame_header(in)) [[unlikely]]
           return error_ != nullptr ? Event::violation : Event::need_more;
         if (frame_left_ == 0 && !is_control(opcode_)) {
@@ -271,6 +284,42 @@ class FrameReader {
 
  private:
   static constexpr bool is_control(Opcode opcode) noexcept { return static_cast<unsigned>(opcode) >= 8; }
+
+  /// Between messages: takes those that are whole, of one frame, and have no fault, and stops at the first other. This
+  /// is what nearly all are, and nothing need be remembered of them.
+  void read_whole_messages(std::span<const std::byte>& in, std::byte*& out) noexcept {
+    const bool server = role_ == WebSocketRole::server;
+    const std::byte* at = in.data();
+    std::size_t left = in.size();
+    std::byte* to = out;
+    while (left >= max_frame_header + header_size && at[0] == std::byte{0x82}) {
+      const auto second = std::to_integer<unsigned>(at[1]);
+      if ((second >= 0x80U) != server) break;
+      std::size_t size = second & 0x7fU;
+      std::size_t head = server ? 6 : 2;
+      if (size > 125) {
+        if (size == 127) break;
+        size = detail::load_be16(at + 2);
+        head += 2;
+        if (size < 126) break;
+      }
+      if (size < header_size || size > max_message_ || head + size > left) break;
+      MaskKey key = 0;
+      if (server) std::memcpy(&key, at + head - sizeof key, sizeof key);
+      std::array<std::byte, header_size> packet;  // of it, what tells the size; the input must stay as it is
+      std::uint64_t lengths;
+      std::memcpy(&lengths, at + head + 8, sizeof lengths);
+      lengths ^= std::uint64_t{key} << 32 | key;
+      std::memcpy(packet.data() + 8, &lengths, sizeof lengths);
+      if (detail::packet_size(packet.data()) != size) break;
+      detail::mask_copy(to, at + head, size, key);
+      to += size;
+      at += head + size;
+      left -= head + size;
+    }
+    in = in.last(left);
+    out = to;
+  }
 
   /// Goes on with a frame's header; false if it is not whole yet, or wrong.
   bool read_frame_header(std::span<const std::byte>& in) {
