@@ -2,8 +2,8 @@
 // The handshake of WebSocket, and what follows it, above a connection in memory: what the peer sends is the input,
 // given whole and byte by byte, which must come to the same.
 //
-// Input: byte 0 picks the role and the options, the rest is what the peer sends. A client's peer may write $ACCEPT for
-// the proof that belongs to the key it was sent.
+// Input: byte 0 picks the role and the options, the rest is what the peer sends. A client's peer may write $ACCEPT,
+// once in that header, for the proof that belongs to the key it was sent.
 #include "../../src/websocket.hpp"
 
 #include <algorithm>
@@ -118,10 +118,11 @@ Outcome run(std::uint8_t kind, std::string_view input, std::size_t most) {
     require(connection->handshake() == Status::blocked, "a client waits for the answer");
     constexpr std::string_view name = "Sec-WebSocket-Key: ";
     const std::string accept = accept_of(peer.output.substr(peer.output.find(name) + name.size(), 24));
+    constexpr std::string_view header = "Accept: ";
     constexpr std::string_view placeholder = "$ACCEPT";
     peer.input = input;
-    for (auto at = peer.input.find(placeholder); at != std::string::npos; at = peer.input.find(placeholder, at)) {
-      peer.input.replace(at, placeholder.size(), accept);
+    if (const auto at = peer.input.find(std::string(header).append(placeholder)); at != std::string::npos) {
+      peer.input.replace(at + header.size(), placeholder.size(), accept);
     }
     peer.output.clear();
   }
