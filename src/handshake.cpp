@@ -83,20 +83,21 @@ void Handshake::discard() noexcept {
 }
 
 void Handshake::expired() noexcept {
+  if (!done_) return leave();
   Error late(Errc::handshake_timeout);
   try {
     late.text = "the handshake was not finished within " + std::to_string(timeout_.count()) + " ms";
-    if (link_.connection) {
-      if (const auto waits = link_.connection->describe_handshake(); !waits.empty()) late.text += ": " + waits;
-    }
+    if (const auto waits = link_.connection->describe_handshake(); !waits.empty()) late.text += ": " + waits;
   } catch (const std::bad_alloc&) {
     // The code says enough.
   }
-  end(late);
+  (void)link_.connection->shut_down(late);  // tells the peer, if its transport can
+  failed(std::move(late));
 }
 
 void Handshake::end(const Error& why) noexcept {
   const auto keep = shared_from_this();
+  if (link_.connection) (void)link_.connection->shut_down(why);
   link_.connection.reset();
   leave();
   if (done_) tell(why, {});

@@ -100,7 +100,7 @@ void Poller::run_ready() {
     }
   }
   ready_count_ = 0;
-  if (active_) wait();
+  if (active_ && !waiting_) wait();  // paused and resumed meanwhile, it waits already
 }
 
 }  // namespace msgtrans::detail

@@ -783,6 +783,10 @@ Connection::Status TlsConnection::shut_down(const Error&) {
   });
 }
 
+std::string TlsConnection::describe_handshake() const {
+  return std::string("TLS handshake: ") + SSL_state_string_long(ssl_);
+}
+
 /// Sends what is in the batch, and says how it stands.
 Connection::Status TlsConnection::written() {
   send_batch();

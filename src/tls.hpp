@@ -105,6 +105,7 @@ class TlsConnection final : public Connection {
   [[nodiscard]] bool wants_write() const noexcept override { return !pending_.empty() || write_error_ != 0; }
   Status shut_down(const Error& reason) override;
   [[nodiscard]] bool awaits_peers_end() const noexcept override { return false; }
+  [[nodiscard]] std::string describe_handshake() const override;
 
   /// How many records one key of TLS 1.3 serves; RFC 8446 has 24 million as the limit.
   void set_records_of_a_key(std::uint32_t count) noexcept { records_of_a_key_ = records_left_ = count; }

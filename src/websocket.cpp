@@ -374,7 +374,7 @@ Connection::Status WebSocketConnection::flush_pending() {
 
 std::string WebSocketConnection::describe_handshake() const {
   if (!handshake_) return "WebSocket handshake: over";
-  if (below_ && !handshake_->below_done) return "WebSocket handshake: not begun";
+  if (below_ && !handshake_->below_done) return below_->describe_handshake();
   return "WebSocket handshake: " + std::to_string(handshake_->head.size()) + " bytes of the " +
          (role_ == wire::WebSocketRole::server ? "client's request" : "server's answer") + " came, not all of its head";
 }

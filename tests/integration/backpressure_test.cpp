@@ -333,7 +333,7 @@ TEST(EchoFlood, OfAPeerThatDoesNotReadIsBoundedAndThenAnsweredWhole) {
   Pair pair({.outbound_bytes = 64 * kibibyte}, [](TestServer& server) { server.echo(); });
   constexpr std::uint32_t count = 40'000;
   const std::string payload = packet_of(kibibyte);
-  std::thread flood([&] {
+  std::jthread flood([&] {
     for (std::uint32_t id = 1; id <= count; ++id) pair.peer->send(request(id, payload));
   });
   // It stands still: nothing more is read for a while, though not all has come.
@@ -361,7 +361,7 @@ TEST(EchoFlood, OfAPeerThatDoesNotReadIsBoundedAndThenAnsweredWhole) {
 TEST(EchoFlood, OfOneWayMessagesIsBoundedLikewise) {
   Pair pair({.outbound_bytes = 64 * kibibyte, .outbound_packets = 20}, [](TestServer& server) { server.echo(); });
   constexpr int count = 20'000;
-  std::thread flood([&] {
+  std::jthread flood([&] {
     for (int i = 0; i < count; ++i) pair.peer->send(one_way(1, numbered(i, 1000)));
   });
   std::uint64_t seen = 0;
@@ -381,7 +381,7 @@ TEST(EchoFlood, OfOneWayMessagesIsBoundedLikewise) {
 TEST(EchoFlood, LeavesOtherSessionsOfTheShardAlone) {
   Pair pair({.outbound_bytes = 64 * kibibyte}, [](TestServer& server) { server.echo(); });
   std::atomic<bool> done = false;
-  std::thread flood([&] {
+  std::jthread flood([&] {
     const std::string payload = packet_of(kibibyte);
     std::uint32_t id = 0;
     while (!done) {
@@ -450,7 +450,7 @@ struct OnAndOff {
   OnAndOff(const SessionOptions& on, const SessionOptions& off) {
     server.transport.on_message([](Session&, const Message&) {});
     server.start({.session = Pair::silent_allowed(on)});
-    without = server.transport.listen(any_endpoint(), {.session = Pair::silent_allowed(off)});
+    without = server.transport.listen(any_endpoint(), any_listener({.session = Pair::silent_allowed(off)}));
   }
   TestServer server;
   Endpoint without;

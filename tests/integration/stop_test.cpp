@@ -162,10 +162,10 @@ TEST(Stop, FromAHandlerFollowedByTheDestructorLeavesNothing) {
 
 TEST(Stop, BeforeTheStartClosesTheListenersAndIsFinal) {
   TestServer server;
-  server.endpoint = server.transport.listen(any_endpoint());
+  server.endpoint = server.transport.listen(any_endpoint(), any_listener());
   EXPECT_TRUE(server.transport.stop(long_drain).clean());
   EXPECT_EQ(thrown([&] { server.transport.start(); }), Errc::wrong_state);
-  EXPECT_EQ(thrown([&] { server.transport.listen(any_endpoint()); }), Errc::wrong_state);
+  EXPECT_EQ(thrown([&] { server.transport.listen(any_endpoint(), any_listener()); }), Errc::wrong_state);
   EXPECT_THROW(RawPeer{server.endpoint}, std::runtime_error);
   EXPECT_TRUE(server.transport.run().clean());  // returns at once
 }
@@ -181,7 +181,7 @@ TEST(Destroying, WithoutStartOrListenWorks) {
   {
     const TestServer nothing;
     TestServer bound;
-    bound.transport.listen(any_endpoint());
+    bound.transport.listen(any_endpoint(), any_listener());
     const ClientTransport client;
   }
   EXPECT_EQ(library_threads(), 0U);
@@ -422,8 +422,7 @@ TEST(Drain, EndsInTimeUnderAFloodOfOneWayMessages) {
   std::atomic<bool> done = false;
   std::vector<std::thread> floods;
   for (int i = 0; i < 2; ++i) {
-    floods.emplace_back([&] {
-      RawPeer peer(server.endpoint);
+    floods.emplace_back([&done, peer = RawPeer(server.endpoint)]() mutable {
       Bytes batch;
       for (int n = 0; n < 64; ++n) {
         const Bytes bytes = one_way(1, pattern(1000));
@@ -471,7 +470,7 @@ TEST(Drain, OfTheOptionsIsWhatTheDestructorAndThePlainStopUse) {
 TEST(Run, ReturnsAfterStopFromAnotherThread) {
   TestServer server;
   server.echo();
-  server.endpoint = server.transport.listen(any_endpoint());
+  server.endpoint = server.transport.listen(any_endpoint(), any_listener());
   auto report = std::async(std::launch::async, [&] { return server.transport.run(); });
   {
     const auto client = connect(server);
@@ -485,7 +484,7 @@ TEST(Run, DrainsAfterSigtermAndSigint) {
   for (const int signal : {SIGTERM, SIGINT}) {
     TestServer server({.drain = long_drain});
     server.echo();
-    server.endpoint = server.transport.listen(any_endpoint());
+    server.endpoint = server.transport.listen(any_endpoint(), any_listener());
     auto report = std::async(std::launch::async, [&] { return server.transport.run(); });
     const auto client = connect(server);
     EXPECT_EQ(client->request("running").text(), "running");  // so run() waits for signals by now
@@ -638,7 +637,7 @@ TEST(Stop, LeavesNoThreadAndNoDescriptor) {
   for (int round = 0; round < 5; ++round) {
     TestServer server({.shards = 3});
     server.echo().start();
-    server.transport.listen(any_endpoint());
+    server.transport.listen(any_endpoint(), any_listener());
     std::vector<std::unique_ptr<ClientTransport>> clients;
     for (int i = 0; i < 10; ++i) {
       clients.push_back(connect(server));

@@ -38,7 +38,7 @@ class TestServer {
 
   /// Listens and starts.
   TestServer& start(const ListenOptions& options = {}) {
-    endpoint = transport.listen(any_endpoint(), options);
+    endpoint = transport.listen(any_endpoint(), any_listener(options));
     transport.start();
     return *this;
   }

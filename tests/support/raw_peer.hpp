@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "connection_factory.hpp"
 #include "tested_transport.hpp"
 #include "wait.hpp"
 
@@ -9,10 +10,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <fcntl.h>
+#include <memory>
 #include <msgtrans/bytes_view.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/wire/encoder.hpp>
 #include <msgtrans/wire/header.hpp>
+#include <mutex>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <optional>
@@ -98,7 +102,7 @@ class SocketAddress {
 };
 
 /// The other end of a connection, played by the test: a blocking socket with deadlines, which does what no well-behaved
-/// peer would. One thread reads and one writes at a time.
+/// peer would, over whatever transport is tested. One thread reads and one writes at a time.
 class RawPeer {
  public:
   /// Connects. A receive buffer of that size (the system's own sizing is off then): 0 leaves it to the system.
@@ -116,22 +120,31 @@ class RawPeer {
     }
     const SocketAddress address(to);
     if (::connect(socket_, address.data(), address.size()) != 0) fail("connect");
+    Error error;
+    detail::TlsOfClient tls;
+    static const ClientOptions any{.session = {.max_payload = 1U << 30, .max_decompressed = 1U << 30}};
+    agree(detail::factory_for(to, any, tls, error));
   }
+  /// Of a connected socket, whose handshake, if there is one, is still to come.
+  RawPeer(int descriptor, const detail::ConnectionFactory& factory) : RawPeer(descriptor) { agree(factory); }
   explicit RawPeer(int descriptor) noexcept : socket_(descriptor) {}
-  RawPeer(RawPeer&& other) noexcept : socket_(std::exchange(other.socket_, -1)), pending_(std::move(other.pending_)) {}
+  RawPeer(RawPeer&& other) noexcept
+      : socket_(std::exchange(other.socket_, -1)),
+        connection_(std::move(other.connection_)),
+        pending_(std::move(other.pending_)) {}
   RawPeer& operator=(RawPeer&&) = delete;
   ~RawPeer() { close(); }
 
   /// All of it, unless the other end is gone (false) or takes nothing for the whole patience (throws).
   bool send(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      wait(POLLOUT, patience);
-      const ssize_t count = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (count < 0) {
-        if (errno == EAGAIN || errno == EINTR) continue;
-        return false;
+    while (!bytes.empty() || unwritten()) {
+      std::size_t count = 0;
+      switch (write(bytes, count)) {
+        case Status::failed: return false;
+        case Status::blocked: wait(POLLOUT, patience); break;
+        default: break;
       }
-      bytes = bytes.subspan(static_cast<std::size_t>(count));
+      bytes = bytes.subspan(count);
     }
     return true;
   }
@@ -142,10 +155,9 @@ class RawPeer {
     while (sent < bytes.size()) {
       pollfd entry{socket_, POLLOUT, 0};
       if (::poll(&entry, 1, static_cast<int>(quiet.count())) <= 0) break;
-      const ssize_t count = ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (count < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-      if (count < 0) break;
-      sent += static_cast<std::size_t>(count);
+      std::size_t count = 0;
+      if (write(bytes.subspan(sent), count) == Status::failed) break;
+      sent += count;
     }
     return sent;
   }
@@ -214,32 +226,94 @@ class RawPeer {
     return size == named.size() && std::memcmp(&address, named.data(), size) == 0;
   }
 
-  void shut_sending() { ::shutdown(socket_, SHUT_WR); }
+  void shut_sending() {
+    if (!say_end()) ::shutdown(socket_, SHUT_WR);
+  }
+  /// Says the end as the transport does, then closes.
   void close() {
-    if (socket_ >= 0) ::close(std::exchange(socket_, -1));
+    if (socket_ < 0) return;
+    (void)say_end();
+    connection_.reset();
+    ::close(std::exchange(socket_, -1));
   }
   /// Ends the connection by a reset instead of an orderly end.
   void reset() {
     const linger at_once{1, 0};
     ::setsockopt(socket_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-    close();
+    connection_.reset();
+    ::close(std::exchange(socket_, -1));
   }
 
  private:
+  using Status = detail::Connection::Status;
+
+  /// What two threads use, one reading and one writing; no call blocks.
+  struct Guarded {
+    std::mutex mutex;
+    std::unique_ptr<detail::Connection> connection;
+  };
+
   [[noreturn]] static void fail(const char* what) {
     throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
   }
-  void wait(short events, std::chrono::milliseconds within) const {
-    pollfd entry{socket_, events, 0};
+  void wait(int events, std::chrono::milliseconds within) const {
+    pollfd entry{socket_, static_cast<short>(events), 0};
     for (const auto deadline = Clock::now() + within; Clock::now() < deadline;) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
       if (::poll(&entry, 1, static_cast<int>(left.count())) > 0) return;
     }
     throw std::runtime_error("the other end neither sends nor takes anything in time");
   }
+  void agree(const detail::ConnectionFactory& factory) {
+    if (!factory) return;
+    ::fcntl(socket_, F_SETFL, ::fcntl(socket_, F_GETFL) | O_NONBLOCK);
+    connection_ = std::make_unique<Guarded>();
+    auto& connection = *(connection_->connection = factory(socket_));
+    for (Status status; (status = connection.handshake()) != Status::done;) {
+      if (status == Status::failed) throw std::runtime_error(connection.error().message());
+      wait(connection.wants_write() ? POLLIN | POLLOUT : POLLIN, patience);
+    }
+  }
+  Status write(std::span<const std::byte> bytes, std::size_t& count) {
+    if (connection_) {
+      const std::lock_guard lock(connection_->mutex);
+      if (bytes.empty()) return connection_->connection->flush();
+      const iovec piece{const_cast<std::byte*>(bytes.data()), bytes.size()};
+      return connection_->connection->write({&piece, 1}, count);
+    }
+    const ssize_t result = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (result < 0) return errno == EAGAIN || errno == EINTR ? Status::blocked : Status::failed;
+    count = static_cast<std::size_t>(result);
+    return Status::done;
+  }
+  [[nodiscard]] bool unwritten() const {
+    if (!connection_) return false;
+    const std::lock_guard lock(connection_->mutex);
+    return connection_->connection->wants_write();
+  }
+  /// \returns false if the socket has to say it itself.
+  [[nodiscard]] bool say_end() {
+    if (!connection_) return false;
+    const std::lock_guard lock(connection_->mutex);
+    (void)connection_->connection->shut_down(Errc::closed_by_user);
+    return connection_->connection->awaits_peers_end();
+  }
   bool read_some(std::chrono::milliseconds within) {
-    wait(POLLIN, within);
     std::byte buffer[64 * 1024];
+    if (connection_) {
+      for (;;) {
+        std::size_t count = 0;
+        {
+          const std::lock_guard lock(connection_->mutex);
+          const Status status = connection_->connection->read(buffer, count);
+          pending_.insert(pending_.end(), buffer, buffer + count);
+          if (status == Status::done) return true;
+          if (status != Status::blocked) return false;
+        }
+        wait(POLLIN, within);
+      }
+    }
+    wait(POLLIN, within);
     const ssize_t count = ::recv(socket_, buffer, sizeof buffer, 0);
     if (count <= 0) return false;
     pending_.insert(pending_.end(), buffer, buffer + count);
@@ -253,6 +327,7 @@ class RawPeer {
   }
 
   int socket_ = -1;
+  std::unique_ptr<Guarded> connection_;  // null: packets are the socket's bytes
   Bytes pending_;
 };
 
@@ -282,7 +357,10 @@ class RawListener {
   RawPeer accept(std::chrono::milliseconds within = patience) {
     pollfd entry{socket_, POLLIN, 0};
     if (::poll(&entry, 1, static_cast<int>(within.count())) <= 0) throw std::runtime_error("nobody connects");
-    return RawPeer(::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC));
+    Error error;
+    std::shared_ptr<detail::TlsOfListener> tls;
+    const auto factory = detail::factory_for(endpoint_, any_listener(), SessionOptions{}, tls, error);
+    return RawPeer(::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC), factory);
   }
   void close() {
     if (socket_ >= 0) ::close(std::exchange(socket_, -1));

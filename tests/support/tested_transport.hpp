@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "certificate.hpp"
+
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -17,7 +22,7 @@ inline Transport tested_transport() {
   static const Transport transport = [] {
     const char* const name = std::getenv("MSGTRANS_TEST_TRANSPORT");
     if (name == nullptr) return Transport::tcp;
-    for (const Transport one : {Transport::tcp, Transport::unix_socket}) {
+    for (const Transport one : transports) {
       if (to_string(one) == name) return one;
     }
     throw std::runtime_error("MSGTRANS_TEST_TRANSPORT names no transport: " + std::string(name));
@@ -31,10 +36,41 @@ inline std::string unused_name() {
   return "@msgtrans-test-" + std::to_string(::getpid()) + "-" + std::to_string(++count);
 }
 
+/// A certificate for 127.0.0.1, ::1 and localhost, from an authority that this process's clients trust.
+inline const TlsIdentity& trusted_identity() {
+  static const TlsIdentity identity = [] {
+    const auto made = [](std::optional<detail::CertificateAndKey> pair, const Error& error) {
+      if (!pair) throw std::runtime_error("no certificate: " + error.message());
+      return *std::move(pair);
+    };
+    Error error;
+    const auto authority =
+        made(detail::make_certificate({.common_name = "The tests' authority", .authority = true}, error), error);
+    const auto own = made(detail::make_certificate({.common_name = "tests", .names = {"127.0.0.1", "::1", "localhost"}},
+                                                   error, &authority),
+                          error);
+    const auto file = std::filesystem::temp_directory_path() / ("msgtrans-test-" + std::to_string(::getpid()) + ".pem");
+    static const struct Remover {
+      std::filesystem::path path;
+      ~Remover() { std::filesystem::remove(path); }
+    } remover{file};
+    std::ofstream(file) << authority.certificate_pem;
+    ::setenv("SSL_CERT_FILE", file.c_str(), 1);
+    return TlsIdentity{.certificate_pem = own.certificate_pem, .key_pem = own.key_pem};
+  }();
+  return identity;
+}
+
 /// For listening, over that transport.
 inline Endpoint any_endpoint() {
   if (tested_transport() == Transport::unix_socket) return unix_socket(unused_name());
-  return {.transport = tested_transport(), .host = "127.0.0.1"};
+  return {.transport = tested_transport(), .host = "127.0.0.1", .path = is_websocket(tested_transport()) ? "/" : ""};
+}
+
+/// The same options, with what that transport needs.
+inline ListenOptions any_listener(ListenOptions options = {}) {
+  if (is_encrypted(tested_transport()) && options.tls.identity.empty()) options.tls.identity = trusted_identity();
+  return options;
 }
 
 }  // namespace msgtrans::test

@@ -22,8 +22,8 @@ using namespace std::chrono_literals;
 using test::patience;
 
 SessionPtr session_without_socket(const std::shared_ptr<Shard>& shard) {
-  return SessionPtr(new SessionState(next_session_id(), shard, nullptr, std::make_shared<const SessionOptions>(),
-                                     Link(), Peer()));
+  return SessionPtr(
+      new SessionState(next_session_id(), shard, nullptr, std::make_shared<const SessionOptions>(), Link(), Peer()));
 }
 
 ControlCommand news(const SessionPtr& session, std::uint32_t sequence, std::string text) {

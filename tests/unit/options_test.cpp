@@ -293,9 +293,33 @@ TEST(Endpoint, BadUrlsAreShownWithWhatIsWrong) {
   expect("localhost:8001", "no scheme; write it as tcp://host:port");
   expect("//localhost:8001", "no scheme; write it as tcp://host:port");
   expect("://localhost:8001", "no scheme; write it as tcp://host:port");
-  expect("http://localhost:8001", "unknown scheme \"http\"; there are tcp and unix");
-  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there are tcp and unix");
+  expect("http://localhost:8001", "unknown scheme \"http\"; there are tcp, tls, unix, ws and wss");
+  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there are tcp, tls, unix, ws and wss");
   expect("tcp://localhost:8001/", "\"8001/\" is no port");
+  expect("ws://localhost:8001/a#b", "\"/a#b\" is no path");
+  expect("wss://localhost:8001/a b", "\"/a b\" is no path");
+  expect("ws://", "no host");
+  expect("wss://[::1", "\"[\" is no host");
+}
+
+TEST(Endpoint, OfWebSocketHasAPathAndAUsualPort) {
+  const auto parsed = [](std::string_view url) {
+    Error error;
+    const auto endpoint = msgtrans::parse_url(url, error);
+    EXPECT_TRUE(endpoint) << error.text;
+    return endpoint.value_or(Endpoint{});
+  };
+  const Endpoint plain{.transport = msgtrans::Transport::websocket, .host = "localhost", .port = 80, .path = "/"};
+  EXPECT_EQ(parsed("ws://localhost"), plain);
+  EXPECT_EQ(parsed("ws://localhost/"), plain);
+  EXPECT_EQ(parsed("ws://localhost:80"), plain);
+  EXPECT_EQ(plain.url(), "ws://localhost:80");
+  const Endpoint six{.transport = msgtrans::Transport::websocket_tls, .host = "::1", .port = 443, .path = "/a/b?c=d"};
+  EXPECT_EQ(parsed("wss://[::1]/a/b?c=d"), six);
+  EXPECT_EQ(parsed(six.url()), six);
+  EXPECT_EQ(msgtrans::websocket_tls("[::1]:443/a/b?c=d"), six);
+  EXPECT_EQ(parsed("ws://localhost?x").path, "/?x");
+  EXPECT_EQ(parsed("tls://localhost:1"), msgtrans::tls("localhost:1"));
 }
 
 // --- BytesView
