@@ -181,7 +181,7 @@ async function enter() {
     }
     remember();
     update();
-    if (!$('sidebar').classList.contains('shown')) $('text').focus();
+    focusText();
   } catch (error) {
     if (!(error instanceof Refused)) return; // the connection ended again; it is tried again
     me.token = '';
@@ -351,6 +351,11 @@ function refresh(where, item) {
   if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
+/** Not where that would bring up a keyboard. */
+function focusText() {
+  if (matchMedia('(hover: hover)').matches) $('text').focus();
+}
+
 /** @param {Conversation} where */
 function show(where) {
   if (current && current !== where) {
@@ -379,7 +384,7 @@ function show(where) {
   drawer();
   remember();
   update();
-  if (changed && matchMedia('(hover: hover)').matches) $('text').focus();
+  if (changed) focusText();
 }
 
 /**
@@ -411,7 +416,7 @@ function fillList(list, wanted) {
       const spoken = make('span', 'hidden', ' unread');
       tail.replaceChildren(make('span', 'badge', one.unread > 99 ? '99+' : String(one.unread), spoken));
     } else {
-      tail.replaceChildren(make('span', 'members', one.members ?? ''));
+      tail.replaceChildren(make('span', 'members', one.members ?? '', one.members ? make('span', 'hidden', ' here') : undefined));
     }
     return item;
   });
