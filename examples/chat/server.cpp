@@ -67,8 +67,7 @@ class Server {
   }
 
   int run(const Options& options) {
-    // TODO(integrator): msgtrans::websocket(options.ws)
-    const auto where = server_.listen(msgtrans::tcp(options.ws));
+    const auto where = server_.listen(msgtrans::tcp(options.ws));  // STUB for msgtrans::websocket(options.ws)
 
     chat::StaticFiles files;
     const auto page = options.files / "chat" / "web";
@@ -129,6 +128,8 @@ class Server {
     }
   }
 
+  chat::Chat chat_;
+  std::uint64_t delivered_ = 0;
   // One shard, so everything here runs on one thread, and the chat needs no lock.
   msgtrans::ServerTransport server_{{.shards = 1,
                                      .max_sessions = 1000,
@@ -137,8 +138,6 @@ class Server {
                                                  .max_extension = 256,
                                                  .outbound_bytes = 256 * 1024,
                                                  .slow_consumer = msgtrans::SlowConsumer::close}}};
-  chat::Chat chat_;
-  std::uint64_t delivered_ = 0;
 };
 
 }  // namespace

@@ -322,9 +322,9 @@ class ChatTest(unittest.TestCase):
         self.assertGreaterEqual(len(refused), 5)
         time.sleep(0.5)
         self.assertTrue(ada.ask(SAY, room="Lobby", text="slower")["ok"])
-        for _ in range(300):
-            ada.wire.send(b"{}", biz_type=SAY)
-        ada.wire.wait_end(5)
+        with self.assertRaises(wire_client.ConnectionEnded):
+            for _ in range(100_000):
+                ada.wire.send(b"{}", biz_type=SAY)
         self.assertEqual(eva.next(PRESENCE)["event"], "gone")
         eva.ok(SAY, room="Lobby", text="still here")
 
@@ -416,6 +416,19 @@ class ChatTest(unittest.TestCase):
                 except ConnectionResetError:
                     pass
         self.assertEqual(self.get("/")[0].status, 200)
+
+    def test_who_asks_nothing_is_closed_in_the_end_and_too_many_at_once(self) -> None:
+        idle = [socket.create_connection(("127.0.0.1", self.server.http), 5) for _ in range(300)]
+        for connection in idle:
+            self.addCleanup(connection.close)
+        with self.assertRaises((http.client.HTTPException, OSError)):
+            self.get("/")
+        begun = time.monotonic()
+        for connection in idle:
+            connection.settimeout(20)
+            self.assertEqual(connection.recv(1), b"")
+        self.assertLess(time.monotonic() - begun, 15)
+        self.eventually(lambda: self.get("/")[0].status == 200)
 
     def test_one_connection_may_ask_many_times(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.http, timeout=10)

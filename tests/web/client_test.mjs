@@ -808,9 +808,12 @@ test('the own close arrives, with its code and reason, and what was sent before 
   assert.throws(() => client.close(1000, 'x'.repeat(124)), RangeError);
 });
 
-test('after close no message is handed out', async (t) => {
+test('after close no message is handed out, and what was pending has failed, before the peer has agreed', async (t) => {
   const { client, socket } = await fakeConnected(t);
+  const pending = client.request('x');
   client.close();
+  await assert.rejects(pending, ConnectionLost);
+  assert.equal(client.state, 'closing');
   socket.receive({ payload: 'too late' });
   assert.equal(client.message.length, 0);
 });
