@@ -149,7 +149,7 @@ try {
 
   await step('a name that is taken is refused, and another is taken', async () => {
     const other = await visitor(server.url, 'ada');
-    await until('told so', async () => /called ada already/.test(await other.locator('#name-error').textContent()));
+    await until('told so', async () => /called ada already/i.test(await other.locator('#name-error').textContent()));
     await other.getByLabel('Your name').fill('Bob');
     await other.getByRole('button', { name: 'Enter the chat' }).click();
     await connected(other);

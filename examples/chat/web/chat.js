@@ -127,7 +127,7 @@ async function ask(kind, fields = {}) {
 
 /** @param {unknown} error */
 function explain(error) {
-  if (error instanceof Refused) return error.message;
+  if (error instanceof Refused) return error.message.charAt(0).toUpperCase() + error.message.slice(1);
   if (error instanceof ConnectionLost) return 'The connection was lost; it may or may not have arrived';
   if (error instanceof RequestTimeout) return 'The server did not answer';
   return 'Not sent: there is no connection';
