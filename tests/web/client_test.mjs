@@ -858,7 +858,7 @@ test('connecting takes no longer than connectTimeout', async (t) => {
 });
 
 test('a failure to connect that is told by an error event alone is enough', async (t) => {
-  const client = newClient(t, 'ws://fake/', { WebSocket: FakeWebSocket });
+  const client = newClient(t, 'ws://fake/', { WebSocket: FakeWebSocket, connectTimeout: 0 });
   const opening = client.connect();
   FakeWebSocket.next().onerror({});
   await assert.rejects(opening, NotConnected);
