@@ -465,8 +465,9 @@ export class Client {
     if (this.#connecting) return this.#connecting.promise;
     if (this.#state === 'open') return Promise.resolve();
     if (this.#state === 'closing') return Promise.reject(new NotConnected('the connection is being closed'));
-    this.#attempt = 0;
     const promise = this.#promiseToConnect();
+    if (this.#state === 'connecting') return promise; // an attempt to reconnect is under way
+    this.#attempt = 0;
     clearTimeout(this.#retry);
     this.#open();
     return promise;

@@ -987,6 +987,31 @@ test('connect with reconnect waits for a server that comes later; close ends tha
   assert.equal((await hopeless.close_.next()).willReconnect, false);
 });
 
+test('connect goes on at once instead of waiting, and joins an attempt that is under way', async (t) => {
+  const { client, socket } = await fakeConnected(t, { reconnect: { initial: 10_000, max: 10_000 } });
+  socket.onclose({ code: 1006, reason: '' });
+  assert.equal(client.state, 'waiting');
+  const first = client.connect();
+  assert.equal(client.state, 'connecting');
+  const second = FakeWebSocket.next();
+  assert.notEqual(second, socket);
+  second.onopen({});
+  await first;
+  second.onclose({ code: 1006, reason: '' });
+
+  const quick = await fakeConnected(t, { reconnect: FAST });
+  quick.socket.onclose({ code: 1006, reason: '' });
+  while (FakeWebSocket.next() === quick.socket) await new Promise((resolve) => setTimeout(resolve, 1));
+  const third = FakeWebSocket.next();
+  const joined = quick.client.connect();
+  assert.equal(FakeWebSocket.next(), third);
+  third.onopen({});
+  await joined;
+  third.onclose({ code: 1006, reason: '' });
+  client.close();
+  quick.client.close();
+});
+
 test('it gives up after as many attempts in a row as it may', async (t) => {
   const server = await Server.start(t);
   const { url } = server;
