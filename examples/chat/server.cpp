@@ -57,6 +57,14 @@ constexpr std::string_view usage =
     "  --tcp    the same chat for programs, over TCP (default: not)\n"
     "  --files  where the directories chat/web and web are\n";
 
+/// Whether a page that names itself so was served by this machine, or under the host name that the page is served as.
+bool is_own_page(std::string_view origin, std::string_view http) {
+  const auto host_of = [](std::string_view authority) { return authority.substr(0, authority.rfind(':')); };
+  if (!origin.starts_with("http://")) return false;
+  const auto host = host_of(origin.substr(7));
+  return host == "127.0.0.1" || host == "localhost" || host == "[::1]" || host == host_of(http);
+}
+
 class Server {
  public:
   Server() {
@@ -67,7 +75,11 @@ class Server {
   }
 
   int run(const Options& options) {
-    const auto where = server_.listen(msgtrans::tcp(options.ws));  // STUB for msgtrans::websocket(options.ws)
+    // Pages from elsewhere may not chat in the name of whoever looks at them.
+    const auto where = server_.listen(msgtrans::websocket(options.ws),
+                                      {.websocket = {.check_origin = [http = options.http](std::string_view origin) {
+                                         return origin.empty() || is_own_page(origin, http);
+                                       }}});
 
     chat::StaticFiles files;
     const auto page = options.files / "chat" / "web";

@@ -6,7 +6,7 @@ export type Payload = string | Uint8Array | ArrayBuffer | ArrayBufferView;
 
 export declare const VERSION: 1;
 export declare const HEADER_SIZE: 16;
-export declare const SUBPROTOCOL: 'msgtrans.v1';
+export declare const SUBPROTOCOL: 'msgtrans';
 export declare const Compression: Readonly<{ none: 0; zstd: 1; zlib: 2 }>;
 export declare const PacketType: Readonly<{ oneWay: 0; request: 1; response: 2 }>;
 export declare const Flags: Readonly<{ fragmented: 1; highPriority: 2; routeTag: 4 }>;
@@ -167,7 +167,7 @@ export interface ClientOptions extends Partial<Limits> {
   reconnect?: boolean | ReconnectOptions | undefined;
   /** Answers the server's requests; may also be set later. */
   onRequest?: RequestHandler | undefined;
-  /** WebSocket subprotocols to offer. Default `['msgtrans.v1']`; `[]` offers none. */
+  /** WebSocket subprotocols to offer. Default `['msgtrans']`; `[]` offers none. */
   protocols?: string[] | undefined;
   /** Instead of the platform's; Node before 22 has none. */
   WebSocket?: (new (url: string, protocols?: string[]) => WebSocketLike) | undefined;

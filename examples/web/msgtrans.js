@@ -26,7 +26,7 @@
 export const VERSION = 1;
 export const HEADER_SIZE = 16;
 /** The subprotocol that is offered unless `protocols` says otherwise. */
-export const SUBPROTOCOL = 'msgtrans.v1';
+export const SUBPROTOCOL = 'msgtrans';
 
 export const Compression = Object.freeze({ none: 0, zstd: 1, zlib: 2 });
 export const PacketType = Object.freeze({ oneWay: 0, request: 1, response: 2 });

@@ -299,7 +299,7 @@ TEST(Endpoint, BadUrlsAreShownWithWhatIsWrong) {
   expect("ws://localhost:8001/a#b", "\"/a#b\" is no path");
   expect("wss://localhost:8001/a b", "\"/a b\" is no path");
   expect("ws://", "no host");
-  expect("wss://[::1", "\"[\" is no host");
+  expect("wss://[::1", "an IPv6 address needs brackets, as in [::1]:8001");
 }
 
 TEST(Endpoint, OfWebSocketHasAPathAndAUsualPort) {

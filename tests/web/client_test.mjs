@@ -475,7 +475,7 @@ test('payloads of every length of frame, up to the limit itself, go both ways', 
 
 test('the subprotocol is offered, or another, or none', async (t) => {
   const { peer } = await connected(t);
-  assert.equal(peer.offered, 'msgtrans.v1');
+  assert.equal(peer.offered, 'msgtrans');
   assert.equal((await connected(t, { protocols: [] })).peer.offered, undefined);
   assert.equal((await connected(t, { protocols: ['mine'] })).peer.offered, 'mine');
 });
