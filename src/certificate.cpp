@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "certificate.hpp"
-
 #include "openssl_text.hpp"
 
+#include <msgtrans/transport/certificate.hpp>
 #include <new>
 #include <openssl/bn.h>
 #include <openssl/err.h>
@@ -11,7 +10,9 @@
 #include <openssl/x509v3.h>
 #include <utility>
 
-namespace msgtrans::detail {
+namespace msgtrans {
+
+using namespace detail;
 
 namespace {
 
@@ -145,4 +146,4 @@ std::optional<CertificateAndKey> make_certificate(const CertificateRequest& requ
   }
 }
 
-}  // namespace msgtrans::detail
+}  // namespace msgtrans

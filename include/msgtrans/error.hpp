@@ -85,10 +85,15 @@ struct Error {
   [[nodiscard]] std::string message() const { return text.empty() ? code.message() : text; }
 };
 
-/// What the throwing forms throw: `code()` is the code, `what()` the text.
+/// What the throwing forms throw: `code()` is the code, `what()` the error's message.
 class Exception : public boost::system::system_error {
  public:
-  explicit Exception(const Error& error) : boost::system::system_error(error.code, error.text) {}
+  explicit Exception(const Error& error) : boost::system::system_error(error.code), message_(error.message()) {}
+
+  [[nodiscard]] const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
 };
 
 /// True if the peer broke the wire protocol (the first group of `Errc`).

@@ -18,5 +18,7 @@
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/peer_credentials.hpp>
 #include <msgtrans/transport/tls.hpp>
+#include <msgtrans/transport/websocket.hpp>
 #include <msgtrans/version.hpp>

@@ -34,6 +34,7 @@ struct Bench {
   Mode mode = Mode::request;
   bool json = false;
   CompressionOptions compression;
+  TlsClientOptions tls;
 
   int run();
 };
@@ -71,6 +72,7 @@ class Connection {
   static ClientOptions client_options(const Bench& bench, const boost::asio::any_io_executor& executor) {
     ClientOptions options{.executor = executor};
     options.session.compression = bench.compression;
+    options.tls = bench.tls;
     return options;
   }
   void send() {
@@ -226,7 +228,7 @@ int Bench::run() {
 void add_bench(CLI::App& app, Action& action) {
   auto bench = std::make_shared<Bench>();
   CLI::App* const command = app.add_subcommand("bench", "Load an echo server and print throughput and latency");
-  command->add_option("URL", bench->url, "tcp://HOST:PORT or unix://PATH")->required();
+  command->add_option("URL", bench->url, url_help)->required();
   command->add_option("--connections", bench->connections)->check(CLI::Range(1U, 100000U))->capture_default_str();
   command->add_option("--pipeline", bench->pipeline, "Messages in flight on each connection")
       ->check(CLI::Range(1U, 100000U))
@@ -244,6 +246,7 @@ void add_bench(CLI::App& app, Action& action) {
           CLI::CheckedTransformer(std::map<std::string, Mode>{{"request", Mode::request}, {"oneway", Mode::oneway}}))
       ->default_str("request");
   add_compression(*command, bench->compression);
+  add_client_tls(*command, bench->tls);
   command->add_flag("--json", bench->json, "Print the result as one JSON object");
   command->final_callback([&action, bench] { action = [bench] { return bench->run(); }; });
 }

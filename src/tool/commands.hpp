@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <msgtrans/compression_options.hpp>
+#include <msgtrans/transport/tls.hpp>
 #include <string>
 
 namespace msgtrans::tool {
@@ -18,6 +19,7 @@ using Action = std::function<int()>;
 void add_serve(CLI::App& app, Action& action);
 void add_send(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
+void add_cert(CLI::App& app, Action& action);
 
 inline constexpr int exit_failure = 1;  ///< it was tried and went wrong
 inline constexpr int exit_usage = 2;    ///< the command line makes no sense
@@ -46,5 +48,24 @@ inline void add_compression(CLI::App& command, CompressionOptions& options) {
       ->type_name("BYTES")
       ->capture_default_str();
 }
+
+/// What a client knows of TLS: `--ca`, `--cert`, `--key`, `--server-name`, `--danger-accept-any-certificate`.
+inline void add_client_tls(CLI::App& command, TlsClientOptions& options) {
+  command.add_option("--ca", options.ca_file, "Trust the certificates in it, instead of the system's")
+      ->type_name("FILE");
+  auto* const certificate =
+      command.add_option("--cert", options.identity.certificate_file, "Show it to the server")->type_name("FILE");
+  command.add_option("--key", options.identity.key_file, "Of that certificate")->type_name("FILE")->needs(certificate);
+  command
+      .add_option("--server-name", options.server_name, "Whom the certificate must be for (default: the URL's host)")
+      ->type_name("NAME");
+  command.add_flag_callback(
+      "--danger-accept-any-certificate",
+      [&options] { options.verify = TlsVerification::danger_accept_any_certificate(); },
+      "Do not check who the server is: anyone on the way can read and change everything");
+}
+
+/// What a URL may be.
+inline constexpr const char* url_help = "tcp://H:P, tls://H:P, unix://PATH, ws://H:P/PATH or wss://H:P/PATH";
 
 }  // namespace msgtrans::tool

@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   add_serve(app, action);
   add_send(app, action);
   add_bench(app, action);
+  add_cert(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {  // --help, --version

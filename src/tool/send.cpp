@@ -22,6 +22,7 @@ struct Send {
   unsigned biz = 0;
   double timeout = 10;
   CompressionOptions compression;
+  TlsClientOptions tls;
 
   int run();
 };
@@ -40,6 +41,11 @@ class Replies {
     const std::lock_guard lock(mutex_);
     ended_ = reason;
     changed_.notify_all();
+  }
+  /// Why the connection ended, if that was not this end's doing.
+  Error ended() {
+    const std::lock_guard lock(mutex_);
+    return ended_.code == Errc::closed_by_user ? Error() : ended_;
   }
   /// Until that many came, the connection ended, or the time is over.
   bool wait_for(std::uint64_t wanted, std::chrono::milliseconds timeout, std::string& problem) {
@@ -62,6 +68,7 @@ int Send::run() {
   Replies replies;
   ClientOptions options{.connect_timeout = seconds(timeout)};
   options.session.compression = compression;
+  options.tls = tls;
   ClientTransport client(options);
   client.on_message([&replies](Session&, const Message& message) { replies.print(message.text()); });
   client.on_disconnect([&replies](Session&, const Error& reason) { replies.end(reason); });
@@ -80,10 +87,16 @@ int Send::run() {
       client.async_send(line, {.biz_type = static_cast<std::uint8_t>(biz)}, boost::asio::use_future).get();
     }
   };
-  if (text != "-") {
-    send_one(text);
-  } else {
-    for (std::string line; std::getline(std::cin, line);) send_one(line);
+  try {
+    if (text != "-") {
+      send_one(text);
+    } else {
+      for (std::string line; std::getline(std::cin, line);) send_one(line);
+    }
+  } catch (const Exception& failure) {
+    client.close();  // which is over when the end has been told
+    if (const Error reason = replies.ended()) throw Exception(Error(failure.code(), reason.message()));
+    throw;
   }
   std::string problem;
   const bool all = replies.wait_for(sent, seconds(timeout), problem);
@@ -100,7 +113,7 @@ void add_send(CLI::App& app, Action& action) {
   auto send = std::make_shared<Send>();
   CLI::App* const command =
       app.add_subcommand("send", "Send a line of text, or each line of standard input, and print the replies");
-  command->add_option("URL", send->url, "tcp://HOST:PORT or unix://PATH")->required();
+  command->add_option("URL", send->url, url_help)->required();
   command->add_option("TEXT", send->text, "What to send; - for the lines of standard input")->capture_default_str();
   command->add_flag("--request", send->request, "As requests, each answered before the next is sent");
   command->add_option("--count", send->count, "Send each line this many times")
@@ -108,6 +121,7 @@ void add_send(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--biz", send->biz, "biz_type")->check(CLI::Range(0, 255))->capture_default_str();
   add_compression(*command, send->compression);
+  add_client_tls(*command, send->tls);
   command->add_option("--timeout", send->timeout, "For connecting, and for the replies")
       ->type_name("S")
       ->check(CLI::Range(0.001, 31536000.0))

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <csignal>
 #include <cstdio>
 #include <map>
 #include <memory>
 #include <msgtrans/msgtrans.hpp>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace msgtrans::tool {
@@ -13,7 +20,8 @@ namespace msgtrans::tool {
 namespace {
 
 struct Serve {
-  std::vector<std::string> tcp, unix_sockets;
+  std::vector<std::string> tcp, tls, unix_sockets, websocket, websocket_tls;
+  TlsServerOptions certificates;
   bool echo = true;
   bool json = false;
   bool verbose = false;
@@ -37,6 +45,7 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool comp
                                          {"protocol_errors", stats.protocol_errors},
                                          {"unmatched_responses", stats.unmatched_responses},
                                          {"accept_failures", stats.accept_failures},
+                                         {"handshake_failures", stats.handshake_failures},
                                          {"compressed_packets", stats.compressed_packets},
                                          {"compressed_bytes_before", stats.compressed_bytes_before},
                                          {"compressed_bytes_after", stats.compressed_bytes_after},
@@ -63,13 +72,58 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool comp
   std::fflush(stdout);
 }
 
+/// Reads the certificates again at each SIGHUP.
+class Renewal {
+ public:
+  Renewal(ServerTransport& server, std::vector<Endpoint> listeners, TlsServerOptions certificates)
+      : server_(server), listeners_(std::move(listeners)), certificates_(std::move(certificates)) {
+    if (listeners_.empty()) return;
+    signals_.emplace(context_, SIGHUP);
+    wait();
+    thread_ = std::thread([this] { context_.run(); });
+  }
+  ~Renewal() {
+    context_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+  Renewal(const Renewal&) = delete;
+  Renewal& operator=(const Renewal&) = delete;
+
+ private:
+  void wait() {
+    signals_->async_wait([this](const error_code& stopped, int) {
+      if (stopped) return;
+      for (const auto& listener : listeners_) {
+        Error error;
+        server_.renew_tls(listener, certificates_, error);
+        std::fprintf(stderr, "msgtrans: %s: %s\n", listener.url().c_str(),
+                     error ? ("certificate not renewed: " + error.message()).c_str() : "certificate renewed");
+      }
+      wait();
+    });
+  }
+
+  ServerTransport& server_;
+  const std::vector<Endpoint> listeners_;
+  const TlsServerOptions certificates_;
+  boost::asio::io_context context_{1};
+  std::optional<boost::asio::signal_set> signals_;
+  std::thread thread_;
+};
+
 int Serve::run() {
   options.session.max_payload = options.session.max_decompressed = max_message;
   options.session.idle_timeout = seconds(idle);
   options.session.first_packet_timeout = seconds(first_packet);
   options.session.write_stall_timeout = seconds(write_stall);
   options.drain = seconds(drain);
-  if (tcp.empty() && unix_sockets.empty()) tcp.emplace_back("127.0.0.1:8001");
+  std::vector<Endpoint> endpoints;
+  for (const auto& address : tcp) endpoints.push_back(msgtrans::tcp(address));
+  for (const auto& address : tls) endpoints.push_back(msgtrans::tls(address));
+  for (const auto& path : unix_sockets) endpoints.push_back(unix_socket(path));
+  for (const auto& address : websocket) endpoints.push_back(msgtrans::websocket(address));
+  for (const auto& address : websocket_tls) endpoints.push_back(msgtrans::websocket_tls(address));
+  if (endpoints.empty()) endpoints.push_back(msgtrans::tcp("127.0.0.1:8001"));
 
   ServerTransport server(options);
   server.on_message([](Session& session, const Message& message) {
@@ -82,7 +136,8 @@ int Serve::run() {
   if (verbose) {
     server.on_connect([](Session& session) {
       const auto process = session.peer_credentials();
-      const std::string who = process ? "process " + std::to_string(process->process) : session.peer().to_string();
+      std::string who = process ? "process " + std::to_string(process->process) : session.peer().to_string();
+      if (session.tls() != nullptr && !session.tls()->subject.empty()) who += ", " + session.tls()->subject;
       std::fprintf(stderr, "%s connected from %s\n", to_string(session.id()).c_str(), who.c_str());
     });
     server.on_disconnect([](Session& session, const Error& reason) {
@@ -92,14 +147,14 @@ int Serve::run() {
       std::fprintf(stderr, "%s error: %s\n", to_string(event.session).c_str(), event.error.message().c_str());
     });
   }
-  std::vector<Endpoint> endpoints;
-  for (const auto& address : tcp) endpoints.push_back(msgtrans::tcp(address));
-  for (const auto& path : unix_sockets) endpoints.push_back(unix_socket(path));
+  std::vector<Endpoint> encrypted;
   for (const auto& endpoint : endpoints) {
-    const Endpoint bound = server.listen(endpoint);
+    const Endpoint bound = server.listen(endpoint, {.tls = certificates});
+    if (is_encrypted(bound.transport)) encrypted.push_back(bound);
     std::printf("listening %s %s\n", std::string(to_string(bound.transport)).c_str(), bound.to_string().c_str());
   }
   std::fflush(stdout);
+  const Renewal renewal(server, std::move(encrypted), certificates);
   const StopReport report = server.run();
   print_summary(server.stats(), report, options.session.compression.codec != Compression::none, json);
   return 0;
@@ -119,8 +174,26 @@ void add_serve(CLI::App& app, Action& action) {
   add_listener(
       "--tcp", serve->tcp, "H:P",
       "Listen on HOST:PORT; port 0 picks a free one; repeatable (default, without any listener: 127.0.0.1:8001)");
+  add_listener("--tls", serve->tls, "H:P", "The same for TLS; needs --cert and --key; repeatable");
+  add_listener("--ws", serve->websocket, "H:P[/PATH]", "The same for WebSocket; repeatable");
+  add_listener("--wss", serve->websocket_tls, "H:P[/PATH]",
+               "The same for WebSocket over TLS; needs --cert and --key; repeatable");
   add_listener("--unix", serve->unix_sockets, "PATH",
                "Listen on a Unix socket, a file or @NAME in the abstract namespace; repeatable");
+  command
+      ->add_option("--cert", serve->certificates.identity.certificate_file,
+                   "The server's certificate, and those that lead to its authority; read again at SIGHUP")
+      ->type_name("FILE");
+  command->add_option("--key", serve->certificates.identity.key_file, "Of that certificate")->type_name("FILE");
+  command
+      ->add_option_function<std::string>(
+          "--client-ca",
+          [serve = serve.get()](const std::string& file) {
+            serve->certificates.client_ca_file = file;
+            serve->certificates.client_certificates = ClientCertificates::required;
+          },
+          "Let in only clients with a certificate that those in it vouch for")
+      ->type_name("FILE");
   command->add_flag("--echo", serve->echo,
                     "Answer requests and return one-way messages with the same payload (default)");
   command->add_option("--shards", serve->options.shards, "Threads that serve; 0: one a core")

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "certificate.hpp"
-
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <msgtrans/server_transport.hpp>
+#include <msgtrans/transport/certificate.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <optional>
 #include <stdexcept>
@@ -39,14 +38,14 @@ inline std::string unused_name() {
 /// A certificate for 127.0.0.1, ::1 and localhost, from an authority that this process's clients trust.
 inline const TlsIdentity& trusted_identity() {
   static const TlsIdentity identity = [] {
-    const auto made = [](std::optional<detail::CertificateAndKey> pair, const Error& error) {
+    const auto made = [](std::optional<CertificateAndKey> pair, const Error& error) {
       if (!pair) throw std::runtime_error("no certificate: " + error.message());
       return *std::move(pair);
     };
     Error error;
     const auto authority =
-        made(detail::make_certificate({.common_name = "The tests' authority", .authority = true}, error), error);
-    const auto own = made(detail::make_certificate({.common_name = "tests", .names = {"127.0.0.1", "::1", "localhost"}},
+        made(make_certificate({.common_name = "The tests' authority", .authority = true}, error), error);
+    const auto own = made(make_certificate({.common_name = "tests", .names = {"127.0.0.1", "::1", "localhost"}},
                                                    error, &authority),
                           error);
     const auto file = std::filesystem::temp_directory_path() / ("msgtrans-test-" + std::to_string(::getpid()) + ".pem");

@@ -2,7 +2,7 @@
 #include "tls.hpp"
 
 #include "allocation_failure.hpp"
-#include "certificate.hpp"
+#include <msgtrans/transport/certificate.hpp>
 
 #include <algorithm>
 #include <array>
@@ -45,10 +45,10 @@ using msgtrans::TlsPeer;
 using msgtrans::TlsServerOptions;
 using msgtrans::TlsVerification;
 using msgtrans::TlsVersion;
-using msgtrans::detail::CertificateAndKey;
-using msgtrans::detail::CertificateRequest;
+using msgtrans::CertificateAndKey;
+using msgtrans::CertificateRequest;
 using msgtrans::detail::Connection;
-using msgtrans::detail::make_certificate;
+using msgtrans::make_certificate;
 using msgtrans::detail::TlsConnection;
 using msgtrans::detail::TlsContext;
 using Status = Connection::Status;

@@ -200,7 +200,10 @@ TEST(WireHeader, AnyVersionBut1IsRefusedNamingIt) {
       EXPECT_FALSE(error);
     } else {
       EXPECT_EQ(error.code, make_error_code(Errc::bad_version));
-      EXPECT_EQ(error.text, "version is " + std::to_string(version) + ", must be 1");
+      const std::string guess = version == 22                      ? "; perhaps the peer speaks TLS"
+                                : version >= 'A' && version <= 'Z' ? "; perhaps the peer speaks HTTP"
+                                                                   : "";
+      EXPECT_EQ(error.text, "version is " + std::to_string(version) + ", must be 1" + guess);
     }
   }
 }

@@ -109,7 +109,9 @@ inline void store_be32(std::byte* to, std::uint32_t value) noexcept {
 [[nodiscard]] inline Error explain_header(const std::byte* from, const Limits& limits) {
   const auto byte_at = [from](std::size_t i) { return std::to_integer<unsigned>(from[i]); };
   if (byte_at(0) != protocol_version) {
-    return {Errc::bad_version, "version is " + std::to_string(byte_at(0)) + ", must be 1"};
+    const bool tls = byte_at(0) == 22, http = byte_at(0) >= 'A' && byte_at(0) <= 'Z';  // a handshake; a method
+    const char* const guess = tls ? "; perhaps the peer speaks TLS" : http ? "; perhaps the peer speaks HTTP" : "";
+    return {Errc::bad_version, "version is " + std::to_string(byte_at(0)) + ", must be 1" + guess};
   }
   if (byte_at(1) > 2) {
     return {Errc::bad_compression,

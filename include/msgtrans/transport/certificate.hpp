@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace msgtrans::detail {
+namespace msgtrans {
 
 /// What a certificate is to say.
 struct CertificateRequest {
@@ -34,4 +34,4 @@ struct CertificateAndKey {
 [[nodiscard]] std::optional<CertificateAndKey> make_certificate(const CertificateRequest& request, Error& error,
                                                                 const CertificateAndKey* issuer = nullptr);
 
-}  // namespace msgtrans::detail
+}  // namespace msgtrans
