@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -326,7 +327,10 @@ template <class Channel>
     others.emplace_back([&] {
       std::mt19937_64 random(work.seed);
       start.arrive_and_wait();
-      for (std::uint64_t i = random() % 200; i > 0; --i) std::this_thread::yield();
+      // Not by yielding, which on a busy machine takes milliseconds each time.
+      const auto moment = std::chrono::steady_clock::now() + std::chrono::microseconds(random() % 200);
+      while (std::chrono::steady_clock::now() < moment) {
+      }
       closing(parts[threads_in_all - 1]);
     });
   }
