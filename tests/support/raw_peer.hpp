@@ -148,6 +148,7 @@ class RawPeer {
     }
     return true;
   }
+  bool send(std::string_view text) { return send(std::as_bytes(std::span(text))); }
   /// As much as the other end takes without anybody reading: until nothing more fits for `quiet`. In whole packets but
   /// for the last. \returns the bytes that went out.
   std::size_t send_until_full(std::span<const std::byte> bytes, std::chrono::milliseconds quiet = 300ms) {
@@ -191,6 +192,27 @@ class RawPeer {
       pending_.clear();
     }
     return count;
+  }
+  /// The same as text. Throws if the stream ends earlier.
+  std::string take(std::size_t size) {
+    if (!fill(size, patience)) throw std::runtime_error("the other end closed after \"" + text_of(pending_) + "\"");
+    std::string text = text_of(pending_).substr(0, size);
+    pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(size));
+    return text;
+  }
+  /// Up to the end of that text.
+  std::string take_until(std::string_view end) {
+    std::size_t at = 0;
+    while ((at = text_of(pending_).find(end)) == std::string::npos) {
+      if (!read_some(patience)) throw std::runtime_error("the other end closed after \"" + text_of(pending_) + "\"");
+    }
+    return take(at + end.size());
+  }
+  /// Everything up to the end of the stream.
+  std::string rest() {
+    while (read_some(patience)) {
+    }
+    return text_of(std::exchange(pending_, {}));
   }
   /// True if the other end closes, whatever it says before.
   bool sees_end(std::chrono::milliseconds within = patience) {
@@ -236,6 +258,8 @@ class RawPeer {
     connection_.reset();
     ::close(std::exchange(socket_, -1));
   }
+  /// Ends what is sent at the socket, whatever the transport would have to say first.
+  void cut() const { ::shutdown(socket_, SHUT_WR); }
   /// Ends the connection by a reset instead of an orderly end.
   void reset() {
     const linger at_once{1, 0};
@@ -319,6 +343,7 @@ class RawPeer {
     pending_.insert(pending_.end(), buffer, buffer + count);
     return true;
   }
+  static std::string text_of(const Bytes& bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
   bool fill(std::size_t size, std::chrono::milliseconds within) {
     while (pending_.size() < size) {
       if (!read_some(within)) return false;
@@ -334,7 +359,8 @@ class RawPeer {
 /// A listening socket, for clients that connect to a peer played by the test.
 class RawListener {
  public:
-  explicit RawListener(int backlog = 16, int receive_buffer = 0) : endpoint_(any_endpoint()) {
+  explicit RawListener(int backlog = 16, int receive_buffer = 0, Endpoint endpoint = any_endpoint())
+      : endpoint_(std::move(endpoint)) {
     SocketAddress address(endpoint_);
     socket_ = ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
@@ -359,7 +385,9 @@ class RawListener {
     if (::poll(&entry, 1, static_cast<int>(within.count())) <= 0) throw std::runtime_error("nobody connects");
     Error error;
     std::shared_ptr<detail::TlsOfListener> tls;
-    const auto factory = detail::factory_for(endpoint_, any_listener(), SessionOptions{}, tls, error);
+    ListenOptions options;
+    if (is_encrypted(endpoint_.transport)) options.tls.identity = trusted_identity();
+    const auto factory = detail::factory_for(endpoint_, options, SessionOptions{}, tls, error);
     return RawPeer(::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC), factory);
   }
   void close() {
