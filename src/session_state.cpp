@@ -802,6 +802,12 @@ void SessionState::refuse() noexcept {
   fail_requests();
   shard_->counters().dropped_at_close.add(protocol_.outbound_empty() ? 0 : protocol_.outbound().packets());
   protocol_.release();
+  try {
+    // In order, as far as that goes without waiting: else the peer would take it for a cut.
+    if (connection_) (void)connection_->shut_down(Error(Errc::refused));
+  } catch (const std::bad_alloc&) {
+    // It sees the end without a word.
+  }
   connection_.reset();
   socket_.reset();
   host_ = nullptr;
