@@ -621,6 +621,14 @@ TEST(TlsEnd, OfTheServersSocketWithoutACloseNotifyIsATruncationForTheClient) {
   EXPECT_EQ(ends.at(0).code, Errc::truncated) << ends.at(0).code.message();
 }
 
+TEST(TlsEnd, ByARefusalIsNoTruncation) {
+  TestServer server;
+  server.transport.on_connect([](Session&) { return Admission::refuse("not you"); });
+  start(server);
+  const Error error = failure_of(trusting(), server.url());
+  EXPECT_EQ(error.code, Errc::closed_by_peer) << error.message();
+}
+
 TEST(TlsEnd, OfTheServerIsToldToTheClient) {
   TestServer server;
   server.echo();
@@ -672,7 +680,7 @@ TEST(TlsStall, OfAServerEndsByTheClientsTimeout) {
 
 TEST(TlsStall, OfHundredsDisturbsNoSessionAndLeavesNothing) {
   constexpr std::size_t count = 300;
-  TestServer server;
+  TestServer server({.shards = 1});
   server.echo();
   start(server, {.handshake_timeout = 1s});
   ClientTransport client(trusting());
@@ -703,41 +711,47 @@ TEST(TlsStall, OfHundredsDisturbsNoSessionAndLeavesNothing) {
   EXPECT_EQ(server.transport.stats().sessions_total, 1U);
 }
 
-/// That many connections whose handshakes have begun, of a server that waits for them without end.
-std::vector<RawPeer> half_open(TestServer& server, std::size_t count) {
+/// That many connections whose handshakes have begun, of a server with one shard that waits for them without end, and a
+/// session.
+std::vector<RawPeer> half_open(TestServer& server, ClientTransport& client, std::size_t count) {
+  client.connect(server.url());
+  EXPECT_TRUE(server.came.wait_for(1));
   const std::size_t before = descriptors();
   std::vector<RawPeer> peers;
   for (std::size_t i = 0; i < count; ++i) {
     peers.emplace_back(over(Transport::tcp, server.endpoint));
     if (i % 2 == 0) peers.back().send(half_hello);
   }
-  EXPECT_TRUE(wait_until([&] { return descriptors() == before + 2 * count; }));
+  EXPECT_TRUE(wait_until([&] { return descriptors() == before + 2 * count; })) << descriptors() << " " << before;
   return peers;
 }
 
 TEST(TlsStall, DoesNotDelayStopping) {
-  TestServer server;
+  TestServer server({.shards = 1});
   start(server, {.handshake_timeout = 0ms});
-  auto peers = half_open(server, 20);
+  ClientTransport client(trusting());
+  auto peers = half_open(server, client, 20);
   const auto begin = Clock::now();
   EXPECT_TRUE(server.transport.stop(2 * patience).clean());
   EXPECT_LT(Clock::now() - begin, patience);
   for (RawPeer& one : peers) EXPECT_TRUE(one.sees_end());
   EXPECT_EQ(server.transport.stats().handshake_failures, 20U);
-  EXPECT_EQ(server.came.size(), 0U);
+  EXPECT_EQ(server.came.size(), 1U);
+  EXPECT_EQ(server.errors.size(), 20U);
   for (const End& one : server.errors.all()) EXPECT_EQ(one.code, Errc::stopping) << one.text;
 }
 
 TEST(TlsStall, DoesNotDelayDestroyingTheServer) {
   const auto before = descriptors();
   std::vector<RawPeer> peers;
+  const auto begin = Clock::now();
   {
-    TestServer server({.drain = 2 * patience});
-    start(server, {.handshake_timeout = 0ms});
-    for (auto& one : half_open(server, 20)) peers.push_back(std::move(one));
     ClientTransport client(trusting());
-    client.connect(server.url());
+    TestServer server({.shards = 1, .drain = 2 * patience});
+    start(server, {.handshake_timeout = 0ms});
+    for (auto& one : half_open(server, client, 20)) peers.push_back(std::move(one));
   }
+  EXPECT_LT(Clock::now() - begin, patience);
   for (RawPeer& one : peers) EXPECT_TRUE(one.sees_end());
   peers.clear();
   EXPECT_EQ(descriptors(), before);
