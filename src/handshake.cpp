@@ -88,16 +88,20 @@ void Handshake::expired() noexcept {
   try {
     late.text = "the handshake was not finished within " + std::to_string(timeout_.count()) + " ms";
     if (const auto waits = link_.connection->describe_handshake(); !waits.empty()) late.text += ": " + waits;
+    (void)link_.connection->shut_down(late);  // tells the peer, if its transport can
   } catch (const std::bad_alloc&) {
     // The code says enough.
   }
-  (void)link_.connection->shut_down(late);  // tells the peer, if its transport can
   failed(std::move(late));
 }
 
 void Handshake::end(const Error& why) noexcept {
   const auto keep = shared_from_this();
-  if (link_.connection) (void)link_.connection->shut_down(why);
+  try {
+    if (link_.connection) (void)link_.connection->shut_down(why);
+  } catch (const std::bad_alloc&) {
+    // The peer sees the end without a word.
+  }
   link_.connection.reset();
   leave();
   if (done_) tell(why, {});
