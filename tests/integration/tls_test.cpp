@@ -8,12 +8,9 @@
 namespace msgtrans::test {
 namespace {
 
-using detail::CertificateAndKey;
-using detail::CertificateRequest;
-
 CertificateAndKey certificate(const CertificateRequest& request, const CertificateAndKey* issuer) {
   Error error;
-  auto made = detail::make_certificate(request, error, issuer);
+  auto made = make_certificate(request, error, issuer);
   if (!made) throw std::runtime_error(error.message());
   return *std::move(made);
 }

@@ -729,7 +729,7 @@ TEST(WebSocketOverTls, HasTheOptionsOfBoth) {
   options.tls.identity = trusted_identity();
   options.tls.client_certificates = ClientCertificates::required;
   Error error;
-  const auto worker = detail::make_certificate({.common_name = "worker-7"}, error);
+  const auto worker = make_certificate({.common_name = "worker-7"}, error);
   ASSERT_TRUE(worker) << error.message();
   options.tls.client_ca_pem = worker->certificate_pem;
   options.websocket.check_origin = [](std::string_view origin) { return origin == "https://good.example"; };
@@ -771,7 +771,7 @@ TEST(WebSocketOverTls, HasTheOptionsOfBoth) {
 
 TEST(WebSocketOverTls, AnUnknownAuthorityIsRefused) {
   Error error;
-  const auto own = detail::make_certificate({.common_name = "nobody", .names = {"127.0.0.1"}}, error);
+  const auto own = make_certificate({.common_name = "nobody", .names = {"127.0.0.1"}}, error);
   ASSERT_TRUE(own) << error.message();
   ListenOptions options;
   options.tls.identity = {.certificate_pem = own->certificate_pem, .key_pem = own->key_pem};
@@ -793,7 +793,7 @@ TEST(WebSocketOverTls, GetsNewCertificates) {
   ClientTransport old(options);
   ASSERT_FALSE(connect(old, server.endpoint));
   Error error;
-  const auto fresh = detail::make_certificate({.common_name = "fresh"}, error);
+  const auto fresh = make_certificate({.common_name = "fresh"}, error);
   ASSERT_TRUE(fresh) << error.message();
   server.transport.renew_tls(
       server.endpoint, {.identity = {.certificate_pem = fresh->certificate_pem, .key_pem = fresh->key_pem}}, error);
