@@ -85,6 +85,7 @@ testing::AssertionResult has(const std::string& text, std::string_view part) {
 
 /// The server has told that handshake, and only that, and has no session.
 void expect_handshake_failed(const TestServer& server, std::string_view part, std::size_t which = 0) {
+  ASSERT_TRUE(server.errors.wait_for(which + 1)) << "nothing is told of the handshake";
   const End told = server.errors.at(which);
   EXPECT_EQ(told.code, Errc::handshake_failed) << told.code.message();
   EXPECT_TRUE(has(told.text, part));
@@ -102,6 +103,8 @@ struct Refused {
   ClientOptions (*client)();
   const char* told_client;
   const char* told_server;
+
+  friend std::ostream& operator<<(std::ostream& out, const Refused& refused) { return out << refused.name; }
 };
 
 class TlsOfAClient : public testing::TestWithParam<Refused> {};

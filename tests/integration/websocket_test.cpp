@@ -40,6 +40,7 @@ void expect_served(const Endpoint& to, const ClientOptions& options = {}) {
 }
 
 void expect_handshake_failed(const TestServer& server, std::string_view part, std::size_t which = 0) {
+  ASSERT_TRUE(server.errors.wait_for(which + 1)) << "nothing is told of the handshake";
   const End told = server.errors.at(which);
   EXPECT_EQ(told.code, Errc::handshake_failed) << told.code.message();
   EXPECT_TRUE(has(told.text, part));
