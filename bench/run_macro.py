@@ -10,6 +10,7 @@ across: the machine's mood changes from minute to minute. bench/README.md says w
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -35,7 +36,16 @@ RIVALS = {
     "asio-coroutine": ["bench_asio_server", "--style", "coroutine"],
     "msgtrans": ["bench_msgtrans_server"],
     "msgtrans-coroutine": ["bench_msgtrans_server", "--coroutines"],
+    # Of the figures about transports:
+    "asio-tls": ["bench_asio_tls_server", "--style", "batch"],
+    "asio-tls-message": ["bench_asio_tls_server", "--style", "message"],
+    "msgtrans-tls": ["bench_msgtrans_server", "--transport", "tls"],
+    "msgtrans-unix": ["bench_msgtrans_server", "--transport", "unix"],
+    "beast": ["bench_beast_server"],
+    "msgtrans-ws": ["bench_msgtrans_server", "--transport", "ws"],
+    "msgtrans-wss": ["bench_msgtrans_server", "--transport", "wss"],
 }
+NEEDS_CERTIFICATE = ("asio-tls", "asio-tls-message", "msgtrans-tls", "msgtrans-wss")
 REFERENCE = "epoll"
 OURS = "msgtrans"
 
@@ -47,7 +57,8 @@ class Failure(Exception):
 class Figure:
     """One line of the report: what is run, which of its numbers counts, and what the ratio to the reference should be."""
 
-    def __init__(self, name, title, load, metrics, rivals=tuple(RIVALS), server_args=(), timed=True):
+    def __init__(self, name, title, load, metrics, rivals=tuple(RIVALS), server_args=(), timed=True,
+                 reference=REFERENCE, ours=OURS, group="", beside=()):
         self.name = name
         self.title = title
         self.load = load  # arguments of bench_load
@@ -55,6 +66,10 @@ class Figure:
         self.rivals = rivals
         self.server_args = list(server_args)
         self.timed = timed  # takes --duration and --warmup
+        self.reference = reference
+        self.ours = ours  # whose ratio to the reference is wanted
+        self.group = group  # a name for several figures; their rivals are what they are, whatever --rivals says
+        self.beside = beside  # further (reference, Target or None) of the first metric
 
 
 class Metric:
@@ -78,17 +93,17 @@ class Target:
     def __init__(self, kind, bound, value="ratio"):
         self.kind = kind  # "at least" or "at most"
         self.bound = bound
-        self.value = value  # "ratio" to the reference, or "difference" from it
+        self.value = value  # "ratio" to the reference, "difference" from it, or the "value" alone
 
     def met(self, measured):
         return measured >= self.bound if self.kind == "at least" else measured <= self.bound
 
     def __str__(self):
-        what = "" if self.value == "ratio" else " more than " + REFERENCE
+        what = " more than the reference" if self.value == "difference" else ""
         return f"{self.kind} {self.bound:g}{what}"
 
 
-def echo(name, title, connections, pipeline, size, target=None, metrics=None):
+def echo(name, title, connections, pipeline, size, target=None, metrics=None, **others):
     load = ["echo", "--connections", str(connections), "--pipeline", str(pipeline), "--size", str(size)]
     if metrics is None:
         metrics = [
@@ -97,8 +112,34 @@ def echo(name, title, connections, pipeline, size, target=None, metrics=None):
             Metric("latency_us.p99", "us p99"),
             Metric("server_ns_per_message", "ns of server CPU a message", digits=0),
         ]
-    return Figure(name, title, load, metrics)
+    return Figure(name, title, load, metrics, **others)
 
+
+def transport(name, title, connections, pipeline, size, target, rivals, ours, beside=()):
+    return echo(name, title, connections, pipeline, size, target, rivals=rivals, reference=rivals[0], ours=ours,
+                group="transports", beside=beside)
+
+
+def idle(name, title, connections, rivals, ours, target=None):
+    return Figure(
+        name,
+        title,
+        ["idle", "--connections", str(connections)],
+        [
+            Metric("resident_per_session", "resident bytes an idle session", 1, target, 0),
+            Metric("server_us_per_connection", "us of server CPU a connection"),
+        ],
+        rivals=rivals,
+        timed=False,
+        reference=rivals[0],
+        ours=ours,
+        group="transports",
+    )
+
+
+TLS = ("asio-tls", "asio-tls-message", "msgtrans-tls")
+UNIX = ("msgtrans", "msgtrans-unix")
+WEBSOCKET = ("epoll", "beast", "msgtrans", "msgtrans-ws")
 
 FIGURES = [
     echo("echo64", "echo, 64 bytes, 100 connections x 16 in flight", 100, 16, 64, Target("at least", 0.85)),
@@ -152,7 +193,27 @@ FIGURES = [
         rivals=("epoll", "msgtrans"),
         server_args=["--fanout"],
     ),
+    transport("tls1k", "TLS, 1 KiB, 100 connections x 16 in flight", 100, 16, 1024, Target("at least", 0.9), TLS,
+              "msgtrans-tls"),
+    transport("tls64k", "TLS, 64 KiB, 100 connections x 1 in flight", 100, 1, 65536, Target("at least", 0.9), TLS,
+              "msgtrans-tls"),
+    transport("unix64", "Unix socket, 64 bytes, 100 connections x 16 in flight", 100, 16, 64, Target("at least", 1),
+              UNIX, "msgtrans-unix"),
+    transport("unix1k", "Unix socket, 1 KiB, 100 connections x 16 in flight", 100, 16, 1024, Target("at least", 1),
+              UNIX, "msgtrans-unix"),
+    transport("unix64k", "Unix socket, 64 KiB, 100 connections x 1 in flight", 100, 1, 65536, Target("at least", 1),
+              UNIX, "msgtrans-unix"),
+    transport("ws64", "WebSocket, 64 bytes, 100 connections x 16 in flight", 100, 16, 64, Target("at least", 0.75),
+              WEBSOCKET, "msgtrans-ws", [("beast", Target("at least", 8)), ("msgtrans", None)]),
+    transport("ws64k", "WebSocket, 64 KiB, 100 connections x 1 in flight", 100, 1, 65536, Target("at least", 0.75),
+              WEBSOCKET, "msgtrans-ws", [("beast", None), ("msgtrans", None)]),
+    idle("ws-idle", "10,000 WebSocket sessions opened one after the other, one exchange each, then idle", 10000,
+         WEBSOCKET, "msgtrans-ws", Target("at most", 2048, "value")),
+    idle("tls-idle", "2,000 TLS sessions, the same", 2000, (*TLS[:1], "msgtrans-tls", "msgtrans-wss"),
+         "msgtrans-tls"),
 ]
+
+GROUPS = sorted({figure.group for figure in FIGURES if figure.group})
 
 COMPILE = "compile"
 COMPILE_TITLE = "compiling a ten-line server that includes the facade, against a file that includes <boost/asio.hpp>"
@@ -236,7 +297,7 @@ class Server:
             command, stdout=subprocess.PIPE, stderr=self.errors, text=True, preexec_fn=pinned(core)
         )
         try:
-            self.port = self.wait_until_listening()
+            self.address = self.wait_until_listening()
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -245,12 +306,15 @@ class Server:
     def wait_until_listening(self):
         ready, _, _ = select.select([self.process.stdout], [], [], 10)
         line = self.process.stdout.readline() if ready else ""
-        found = re.fullmatch(r"listening tcp 127\.0\.0\.1:(\d+)\n", line)
+        found = re.fullmatch(r"listening (?:(tcp|tls|ws|wss) 127\.0\.0\.1:(\d+)/?|unix (\S+))\n", line)
         if not found:
             self.process.kill()
             self.process.wait()
             raise Failure(f"{self.name} does not listen (said {line!r}){self.complaints()}")
-        return int(found.group(1))
+        transport, port, path = found.groups()
+        if path is not None:
+            return ["--transport", "unix", "--path", path]
+        return ["--port", port] if transport == "tcp" else ["--transport", transport, "--port", port]
 
     def complaints(self):
         self.errors.seek(0)
@@ -279,12 +343,38 @@ class Server:
         self.errors.close()
 
 
+@functools.cache
+def certificate_folder():
+    """A folder with a key (EC P-256) and a certificate for it, the same for all servers of this run."""
+    folder = tempfile.TemporaryDirectory(prefix="msgtrans-bench-")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", "/CN=localhost", "-days", "2", "-keyout", "key.pem", "-out", "certificate.pem"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder.name, check=False)
+    except OSError as error:
+        raise Failure(f"no certificate: openssl: {error.strerror}") from None
+    if done.returncode != 0:
+        raise Failure(f"no certificate: {done.stderr.strip()}")
+    return folder
+
+
+def certificate_arguments():
+    folder = pathlib.Path(certificate_folder().name)
+    return ["--certificate", str(folder / "certificate.pem"), "--key", str(folder / "key.pem")]
+
+
 def measure(options, figure, rival):
-    command = [str(options.bin / RIVALS[rival][0]), *RIVALS[rival][1:], *figure.server_args, "--port", "0"]
+    command = [str(options.bin / RIVALS[rival][0]), *RIVALS[rival][1:], *figure.server_args]
+    if rival == "msgtrans-unix":
+        command += ["--path", f"@msgtrans-bench-{os.getpid()}"]
+    else:
+        command += ["--port", "0"]
+    if rival in NEEDS_CERTIFICATE:
+        command += certificate_arguments()
     server = Server(command, options.cores[0])
     try:
         load = [str(options.bin / "bench_load"), *figure.load]
-        load += ["--port", str(server.port), "--pid", str(server.process.pid)]
+        load += [*server.address, "--pid", str(server.process.pid)]
         if figure.timed:
             load += ["--duration", str(options.duration), "--warmup", str(options.warmup)]
         try:
@@ -327,7 +417,7 @@ def print_rows(rows):
         print(("  " + "  ".join(cells) + "  " + rest[-1]).rstrip())
 
 
-def summarise(metric, values):
+def summarise(metric, values, reference, ours_name):
     """One metric's numbers of all rivals: the table's rows, and what goes into the file."""
     rows = []
     summary = {"unit": metric.unit, "rivals": {}}
@@ -335,39 +425,55 @@ def summarise(metric, values):
         median, range_ = spread(numbers, metric.digits)
         entry = {"values": numbers, "median": statistics.median(numbers), "min": min(numbers), "max": max(numbers)}
         ratio_text, ratio_range, judged = "", "", ""
-        if rival != REFERENCE and REFERENCE in values:
-            pairs = list(zip(numbers, values[REFERENCE]))
-            if all(reference > 0 for _, reference in pairs):
-                ratios = [ours / reference for ours, reference in pairs]
-                entry["ratios"] = ratios
-                ratio_text, ratio_range = spread(ratios, 3)
-            if rival == OURS and metric.target is not None:
-                if metric.target.value == "difference":
-                    measured = statistics.median(ours - reference for ours, reference in pairs)
-                    entry["difference"] = measured
-                else:
-                    measured = statistics.median(entry["ratios"]) if "ratios" in entry else float("nan")
-                entry["target"] = str(metric.target)
-                entry["target_met"] = metric.target.met(measured)
-                judged = verdict(metric.target, measured)
+        pairs = list(zip(numbers, values.get(reference, [])))
+        if rival != reference and pairs and all(other > 0 for _, other in pairs):
+            entry["ratios"] = [own / other for own, other in pairs]
+            ratio_text, ratio_range = spread(entry["ratios"], 3)
+        target = metric.target
+        if rival == ours_name and target is not None and (pairs or target.value == "value"):
+            if target.value == "value":
+                measured = entry["median"]
+            elif target.value == "difference":
+                measured = statistics.median(own - other for own, other in pairs)
+                entry["difference"] = measured
+            else:
+                measured = statistics.median(entry["ratios"]) if "ratios" in entry else float("nan")
+            entry["target"] = str(target)
+            entry["target_met"] = target.met(measured)
+            judged = verdict(target, measured)
         summary["rivals"][rival] = entry
         rows.append([rival, median, range_, ratio_text, ratio_range, judged])
     return rows, summary
 
 
-def report(title, metrics):
+def compare(figure, metric, values):
+    """The ratios to further references: a line each, and what goes into the file."""
+    compared = []
+    for reference, target in figure.beside:
+        ratios = [own / other for own, other in zip(values[figure.ours], values[reference])]
+        ratio = statistics.median(ratios)
+        entry = {"reference": reference, "metric": metric.unit, "ratios": ratios, "ratio": ratio}
+        if target is not None:
+            entry |= {"target": str(target), "target_met": target.met(ratio)}
+        compared.append(entry)
+        median, range_ = spread(ratios, 3)
+        print(f"  {figure.ours} of {reference}: {median} ({range_})  {verdict(target, ratio)}".rstrip())
+    return compared
+
+
+def report(figure, metrics):
     """Prints a figure's tables; `metrics` is a list of (metric, {rival: numbers})."""
-    print(f"\n{title}")
+    print(f"\n{figure.title}")
     summaries = []
     for metric, values in metrics:
-        rows, summary = summarise(metric, values)
+        rows, summary = summarise(metric, values, figure.reference, figure.ours)
         summaries.append(summary)
-        print_rows([[metric.unit, "median", "min - max", f"of {REFERENCE}", "min - max", "wanted"], *rows])
+        print_rows([[metric.unit, "median", "min - max", f"of {figure.reference}", "min - max", "wanted"], *rows])
     return summaries
 
 
 def run_figure(options, figure):
-    rivals = [rival for rival in options.rivals if rival in figure.rivals]
+    rivals = figure.rivals if figure.group else [rival for rival in options.rivals if rival in figure.rivals]
     results = {rival: [] for rival in rivals}
     for repetition in range(options.repetitions):
         for rival in rivals:
@@ -378,12 +484,13 @@ def run_figure(options, figure):
         (metric, {rival: [metric.of(result) for result in results[rival]] for rival in rivals})
         for metric in figure.metrics
     ]
-    summaries = report(figure.title, metrics)
+    summaries = report(figure, metrics)
+    compared = compare(figure, *metrics[0])
     # A server below full load means that the load generator, or the wire, was the limit.
     for rival in rivals:
         busy = [f"{result['server_cpu']:.2f} / {result['loader_cpu']:.2f}" for result in results[rival]]
         print(f"  busy cores, server / load, {rival}: {', '.join(busy)}")
-    return {"title": figure.title, "load": figure.load, "runs": results, "metrics": summaries}
+    return {"title": figure.title, "load": figure.load, "runs": results, "metrics": summaries, "compared": compared}
 
 
 def run_compile(options):
@@ -443,7 +550,7 @@ def progress(text):
 
 def parse_options():
     parser = argparse.ArgumentParser(description="Measures msgtrans against its rivals. Exit status 1 only for errors.")
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="what to measure; all unless named (see --list)")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="what to measure, by name or group; all unless named (see --list)")
     parser.add_argument("--list", action="store_true", help="print the figures' names and end")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "release" / "bench",
                         help="folder of the built programs (default: build/release/bench)")
@@ -458,7 +565,7 @@ def parse_options():
     parser.add_argument("--output", type=pathlib.Path, help="file for the results (default: a new one in bench/results)")
     options = parser.parse_args()
 
-    known = [figure.name for figure in FIGURES] + [COMPILE]
+    known = [figure.name for figure in FIGURES] + [COMPILE] + GROUPS
     for name in options.figures:
         if name not in known:
             parser.error(f"no figure is called '{name}' (there are: {', '.join(known)})")
@@ -491,13 +598,15 @@ def main():
     options = parse_options()
     if options.list:
         for figure in FIGURES:
-            print(f"{figure.name:14}{figure.title}")
+            print(f"{figure.name:14}{figure.title}" + (f" ({figure.group})" if figure.group else ""))
         print(f"{COMPILE:14}{COMPILE_TITLE}")
         return 0
 
-    wanted = [figure for figure in FIGURES if not options.figures or figure.name in options.figures]
+    wanted = [figure for figure in FIGURES
+              if not options.figures or {figure.name, figure.group} & set(options.figures)]
     if wanted:
-        programs = {RIVALS[rival][0] for rival in options.rivals} | {"bench_load"}
+        named = {rival for figure in wanted for rival in (figure.rivals if figure.group else options.rivals)}
+        programs = {RIVALS[rival][0] for rival in named} | {"bench_load"}
         for program in sorted(programs):
             if not shutil.which(str(options.bin / program)):
                 raise Failure(f"{options.bin / program} is not there: build the benchmarks in Release, or name their folder by --bin")

@@ -160,8 +160,8 @@ class Arguments {
 };
 
 /// Tells the starter where to connect. The only line a server prints.
-inline void announce(std::uint16_t port) {
-  std::printf("listening tcp 127.0.0.1:%u\n", static_cast<unsigned>(port));
+inline void announce(std::uint16_t port, const char* transport = "tcp") {
+  std::printf("listening %s 127.0.0.1:%u\n", transport, static_cast<unsigned>(port));
   std::fflush(stdout);
 }
 

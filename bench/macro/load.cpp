@@ -5,8 +5,12 @@
 // standard output for a run; exit status 1 when anything was wrong.
 //
 // bench_load echo   --port P [--pid SERVER] [--connections C] [--pipeline D] [--size S] [--duration S] [--warmup S]
+// bench_load idle   --port P [--pid SERVER] [--connections N]
 // bench_load accept --port P [--pid SERVER] [--connections N] [--window W]
 // bench_load fanout --port P [--pid SERVER] [--connections N] [--size S] [--burst B] [--duration S] [--warmup S]
+//
+// echo and idle also take --transport tcp|tls|unix|ws|wss, and --path of a Unix socket (@name: abstract) instead of
+// --port.
 
 #include "common.hpp"
 
@@ -18,10 +22,14 @@
 #include <fcntl.h>
 #include <fstream>
 #include <memory>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <optional>
 #include <poll.h>
+#include <span>
 #include <sys/epoll.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <vector>
 
 namespace {
@@ -146,6 +154,49 @@ class Watched {
   std::string root_;
 };
 
+/// What stands before each packet on a WebSocket: the header of a binary frame that holds it alone. None elsewhere.
+struct Prefix {
+  std::array<std::uint8_t, 14> bytes{};
+  std::uint32_t size = 0;
+
+  /// Of a server's frame.
+  static Prefix unmasked(std::size_t packet) noexcept {
+    Prefix prefix;
+    auto& bytes = prefix.bytes;
+    bytes[0] = 0x82;
+    prefix.size = 2;
+    if (packet < 126) {
+      bytes[1] = static_cast<std::uint8_t>(packet);
+    } else if (packet <= 0xffff) {
+      bytes[1] = 126;
+      bytes[2] = static_cast<std::uint8_t>(packet >> 8);
+      bytes[3] = static_cast<std::uint8_t>(packet);
+      prefix.size = 4;
+    } else {
+      bytes[1] = 127;
+      bench::store_u32(bytes.data() + 6, static_cast<std::uint32_t>(packet));
+      prefix.size = 10;
+    }
+    return prefix;
+  }
+
+  /// Of a client's.
+  static Prefix masked(std::size_t packet, std::uint32_t key) noexcept {
+    Prefix prefix = unmasked(packet);
+    prefix.bytes[1] |= 0x80;
+    bench::store_u32(prefix.bytes.data() + prefix.size, key);
+    prefix.size += 4;
+    return prefix;
+  }
+};
+
+/// All frames of a run are masked with this key, so that only what differs between packets is masked anew.
+constexpr std::uint32_t websocket_key = 0x37FA213D;
+
+constexpr std::uint8_t key_byte(std::uint32_t key, std::size_t index) noexcept {
+  return static_cast<std::uint8_t>(key >> (24 - index % 4 * 8));
+}
+
 /// What a packet of this run looks like. All packets a run receives have the same size.
 struct Expected {
   std::uint8_t type = bench::type_response;
@@ -154,12 +205,18 @@ struct Expected {
   std::uint32_t id = 0;  // of the next
   bool check_id = true;
   bool filled = false;  // the payload is all `fanout_fill`, else as of `first_byte` and `last_byte`
+  Prefix prefix = {};
 
   static std::uint8_t first_byte(std::uint32_t id) noexcept { return static_cast<std::uint8_t>(id * 7 + 1); }
   static std::uint8_t last_byte(std::uint32_t id) noexcept { return static_cast<std::uint8_t>(id * 13 + 5); }
 };
 
-void check(const Expected& expected, const std::uint8_t* header, const std::uint8_t* first, const std::uint8_t* last) {
+void check(const Expected& expected, const std::uint8_t* frame, const std::uint8_t* last) {
+  const std::uint8_t* const header = frame + expected.prefix.size;
+  const std::uint8_t* const first = header + header_size;
+  if (expected.prefix.size != 0 && std::memcmp(frame, expected.prefix.bytes.data(), expected.prefix.size) != 0) {
+    fail("wrong header of a WebSocket frame before packet " + std::to_string(expected.id));
+  }
   std::array<std::uint8_t, header_size> wanted{};
   bench::store_header(wanted.data(), expected.type, expected.biz_type,
                       expected.check_id ? expected.id : bench::load_u32(header + 4), expected.size);
@@ -186,11 +243,11 @@ class Receiver {
  public:
   /// Checks what came and returns how many packets it completed. `expected.id` moves on.
   std::uint32_t consume(const std::uint8_t* at, std::size_t count, Expected& expected) {
-    const std::size_t frame = header_size + expected.size;
+    const std::size_t frame = expected.prefix.size + header_size + expected.size;
     std::uint32_t packets = 0;
     while (count > 0) {
       if (have_ == 0 && count >= frame) [[likely]] {
-        check(expected, at, at + header_size, at + frame - 1);
+        check(expected, at, at + frame - 1);
         at += frame;
         count -= frame;
       } else {
@@ -200,7 +257,7 @@ class Receiver {
         at += part;
         count -= part;
         if (have_ < frame) break;
-        check(expected, head_.data(), head_.data() + header_size, at - 1);
+        check(expected, head_.data(), at - 1);
         have_ = 0;
       }
       ++expected.id;
@@ -213,7 +270,7 @@ class Receiver {
 
  private:
   std::uint32_t have_ = 0;
-  std::array<std::uint8_t, header_size + 1> head_{};
+  std::array<std::uint8_t, 10 + header_size + 1> head_{};
 };
 
 class Poller {
@@ -251,26 +308,61 @@ class Poller {
   std::uint64_t silent_since_ = 0;
 };
 
+/// Where the server listens, and what it speaks there.
+struct Target {
+  sockaddr_storage address{};
+  socklen_t length = 0;
+  bool tls = false;
+  bool websocket = false;
+
+  static Target tcp(std::uint16_t port) {
+    Target target;
+    const sockaddr_in address = bench::loopback(1, port);
+    std::memcpy(&target.address, &address, sizeof address);
+    target.length = sizeof address;
+    return target;
+  }
+
+  static Target unix_socket(const std::string& path) {
+    Target target;
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.empty() || path.size() >= sizeof address.sun_path) throw std::invalid_argument("--path is wanted");
+    std::memcpy(&address.sun_path, path.data(), path.size());
+    if (path[0] == '@') address.sun_path[0] = 0;
+    target.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + (path[0] == '@' ? 0 : 1));
+    std::memcpy(&target.address, &address, sizeof address);
+    return target;
+  }
+
+  [[nodiscard]] Prefix sent(std::uint32_t size) const noexcept {
+    return websocket ? Prefix::masked(header_size + size, websocket_key) : Prefix{};
+  }
+  [[nodiscard]] Prefix received(std::uint32_t size) const noexcept {
+    return websocket ? Prefix::unmasked(header_size + size) : Prefix{};
+  }
+};
+
 /// A non-blocking socket; `source` is the last part of its own loopback address, 0 for the system's choice.
-int begin_connect(std::uint16_t port, std::uint32_t source) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+int begin_connect(const Target& target, std::uint32_t source) {
+  const int fd = socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) fail_errno("socket");
   const int on = 1;
-  if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) fail_errno("TCP_NODELAY");
-  if (source != 0) {
+  const bool tcp = target.address.ss_family == AF_INET;
+  if (tcp && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) fail_errno("TCP_NODELAY");
+  if (tcp && source != 0) {
     if (setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) != 0) fail_errno("IP_BIND_ADDRESS_NO_PORT");
     sockaddr_in own = bench::loopback(source, 0);
     if (bind(fd, reinterpret_cast<sockaddr*>(&own), sizeof own) != 0) fail_errno("bind");
   }
-  sockaddr_in address = bench::loopback(1, port);
-  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 && errno != EINPROGRESS) {
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&target.address), target.length) != 0 && errno != EINPROGRESS) {
     fail_errno("connect");
   }
   return fd;
 }
 
-int connect_to(std::uint16_t port) {
-  const int fd = begin_connect(port, 0);
+int connect_to(const Target& target, std::uint32_t source = 0) {
+  const int fd = begin_connect(target, source);
   pollfd wait{fd, POLLOUT, 0};
   if (poll(&wait, 1, 10'000) != 1) fail("connecting takes more than 10 s");
   int error = 0;
@@ -283,6 +375,140 @@ int connect_to(std::uint16_t port) {
   return fd;
 }
 
+[[noreturn]] void fail_tls(const char* what) {
+  std::array<char, 256> text{};
+  ERR_error_string_n(ERR_get_error(), text.data(), text.size());
+  fail(std::string(what) + ": " + text.data());
+}
+
+/// For all connections: trusts anyone, keeps no sessions, and asks the kernel for as many records at once as come.
+SSL_CTX* tls_context() {
+  static const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context = [] {
+    std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> made(SSL_CTX_new(TLS_client_method()), SSL_CTX_free);
+    if (made == nullptr) fail_tls("SSL_CTX_new");
+    SSL_CTX_set_verify(made.get(), SSL_VERIFY_NONE, nullptr);
+    SSL_CTX_set_session_cache_mode(made.get(), SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_mode(made.get(),
+                     SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_read_ahead(made.get(), 1);
+    SSL_CTX_set_default_read_buffer_len(made.get(), 65536);
+    return made;
+  }();
+  return context.get();
+}
+
+/// A connected socket, with TLS on it where the target has that.
+class Link {
+ public:
+  explicit Link(int fd) noexcept : fd_(fd) {}
+
+  [[nodiscard]] int fd() const noexcept { return fd_; }
+
+  void begin_tls() {
+    tls_.reset(SSL_new(tls_context()));
+    if (tls_ == nullptr || SSL_set_fd(tls_.get(), fd_) != 1) fail_tls("SSL_new");
+    for (;;) {
+      ERR_clear_error();
+      const int result = SSL_connect(tls_.get());
+      if (result == 1) return;
+      const int error = SSL_get_error(tls_.get(), result);
+      if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) fail_tls("TLS handshake");
+      wait(error == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT);
+    }
+  }
+
+  /// How much was taken; 0: nothing now.
+  [[nodiscard]] std::size_t send(std::span<const std::uint8_t> bytes) {
+    if (tls_ != nullptr) return send_tls(bytes);
+    const ssize_t result = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (result < 0 && errno != EAGAIN && errno != EINTR) fail_errno("send");
+    return static_cast<std::size_t>(std::max<ssize_t>(result, 0));
+  }
+
+  /// What is there; fails when the connection is over. 0: nothing there.
+  [[nodiscard]] std::size_t receive(std::vector<std::uint8_t>& buffer) {
+    if (tls_ != nullptr) return receive_tls(buffer);
+    const ssize_t got = recv(fd_, buffer.data(), buffer.size(), 0);
+    if (got > 0) return static_cast<std::size_t>(got);
+    if (got == 0) fail("the server closed a connection");
+    if (errno != EAGAIN && errno != EINTR) fail_errno("recv");
+    return 0;
+  }
+
+  /// True if `receive` filled the buffer and may have more that the kernel does not know of.
+  [[nodiscard]] bool may_hold_more(std::size_t got, const std::vector<std::uint8_t>& buffer) const noexcept {
+    return tls_ != nullptr && got == buffer.size();
+  }
+
+  void wait(short what) const {
+    pollfd wait{fd_, what, 0};
+    if (poll(&wait, 1, 10'000) != 1) fail("nothing from the server for 10 s");
+  }
+
+ private:
+  struct Free {
+    void operator()(SSL* tls) const noexcept { SSL_free(tls); }
+  };
+
+  // A record a call.
+  std::size_t send_tls(std::span<const std::uint8_t> bytes) {
+    std::size_t sent = 0;
+    while (sent < bytes.size()) {
+      std::size_t count = 0;
+      ERR_clear_error();
+      const int result = SSL_write_ex(tls_.get(), bytes.data() + sent, bytes.size() - sent, &count);
+      if (result != 1) {
+        if (SSL_get_error(tls_.get(), result) == SSL_ERROR_WANT_WRITE) break;
+        fail_tls("SSL_write");
+      }
+      sent += count;
+    }
+    return sent;
+  }
+
+  std::size_t receive_tls(std::vector<std::uint8_t>& buffer) {
+    std::size_t got = 0;
+    while (got < buffer.size()) {
+      std::size_t count = 0;
+      ERR_clear_error();
+      const int result = SSL_read_ex(tls_.get(), buffer.data() + got, buffer.size() - got, &count);
+      if (result != 1) {
+        if (SSL_get_error(tls_.get(), result) == SSL_ERROR_WANT_READ) break;
+        fail_tls("SSL_read");
+      }
+      got += count;
+    }
+    return got;
+  }
+
+  int fd_;
+  std::unique_ptr<SSL, Free> tls_;
+};
+
+void upgrade(Link& link) {
+  static constexpr std::string_view request =
+      "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+  if (link.send({reinterpret_cast<const std::uint8_t*>(request.data()), request.size()}) != request.size()) {
+    fail("a new connection took half a request");
+  }
+  std::string answer;
+  std::vector<std::uint8_t> buffer(4096);
+  while (!answer.ends_with("\r\n\r\n")) {
+    link.wait(POLLIN);
+    answer.append(reinterpret_cast<const char*>(buffer.data()), link.receive(buffer));
+  }
+  if (!answer.starts_with("HTTP/1.1 101 ")) fail("no WebSocket: " + answer);
+}
+
+/// Up to the end of what the transport agrees on.
+Link open_link(const Target& target, std::uint32_t source = 0) {
+  Link link(connect_to(target, source));
+  if (target.tls) link.begin_tls();
+  if (target.websocket) upgrade(link);
+  return link;
+}
+
 /// Closes at once and leaves no TIME_WAIT behind: thousands of them would slow the next run.
 void close_hard(int fd) noexcept {
   const linger at_once{1, 0};
@@ -291,13 +517,13 @@ void close_hard(int fd) noexcept {
 }
 
 struct Sockets {
-  std::vector<int> fds;
+  std::vector<Link> links;
 
   Sockets() = default;
   Sockets(const Sockets&) = delete;
   Sockets& operator=(const Sockets&) = delete;
   ~Sockets() {
-    for (const int fd : fds) close_hard(fd);
+    for (const Link& link : links) close_hard(link.fd());
   }
 };
 
@@ -309,13 +535,14 @@ std::vector<std::uint8_t> make_request(std::uint32_t id, std::uint32_t size) {
   return frame;
 }
 
-/// One receive; fails when the connection is over. 0: nothing there.
-std::size_t receive(int fd, std::vector<std::uint8_t>& buffer) {
-  const ssize_t got = recv(fd, buffer.data(), buffer.size(), 0);
-  if (got > 0) return static_cast<std::size_t>(got);
-  if (got == 0) fail("the server closed a connection");
-  if (errno != EAGAIN && errno != EINTR) fail_errno("recv");
-  return 0;
+/// The same as it is sent to that target.
+std::vector<std::uint8_t> make_request(std::uint32_t id, std::uint32_t size, const Target& target) {
+  std::vector<std::uint8_t> packet = make_request(id, size);
+  if (!target.websocket) return packet;
+  for (std::size_t i = 0; i < packet.size(); ++i) packet[i] ^= key_byte(websocket_key, i);
+  const Prefix prefix = target.sent(size);
+  packet.insert(packet.begin(), prefix.bytes.begin(), prefix.bytes.begin() + prefix.size);
+  return packet;
 }
 
 /// The part of a run that counts, and what the processes used in it.
@@ -366,7 +593,7 @@ class Window {
 };
 
 struct EchoOptions {
-  std::uint16_t port = 0;
+  Target target = {};
   std::uint32_t connections = 0;
   std::uint32_t pipeline = 0;
   std::uint32_t size = 0;
@@ -377,8 +604,10 @@ struct EchoOptions {
 class Echo {
  public:
   explicit Echo(const EchoOptions& options) : options_(options), buffer_(receive_size) {
-    frame_ = header_size + options.size;
-    const std::vector<std::uint8_t> frame = make_request(1, options.size);
+    const std::vector<std::uint8_t> frame = make_request(1, options.size, options.target);
+    frame_ = frame.size();
+    prefix_ = frame_ - header_size - options.size;
+    if (options.target.websocket) key_ = websocket_key;
     for (std::uint32_t i = 0; i < options.pipeline; ++i) out_.insert(out_.end(), frame.begin(), frame.end());
   }
 
@@ -394,20 +623,7 @@ class Echo {
         const std::uint32_t index = events[i].data.u32;
         if ((events[i].events & EPOLLOUT) != 0) push(index);
         if ((events[i].events & ~std::uint32_t{EPOLLOUT}) == 0) continue;
-        const std::size_t got = receive(sockets_.fds[index], buffer_);
-        if (got == 0) continue;
-        Connection& connection = connections_[index];
-        const std::uint32_t first = connection.expected.id;
-        const std::uint32_t packets = connection.receiver.consume(buffer_.data(), got, connection.expected);
-        if (packets == 0) continue;
-        if (packets > connection.in_flight) fail("more answers than requests");
-        connection.in_flight -= packets;
-        const std::uint64_t now = now_ns();
-        for (std::uint32_t id = first; id != connection.expected.id; ++id) {
-          histogram_.record(now - connection.sent_at[id % options_.pipeline]);
-        }
-        messages += packets;
-        request(index, packets, now);
+        messages += serve(index);
       }
       const std::uint64_t now = now_ns();
       if (window.opens(now)) {
@@ -441,14 +657,41 @@ class Echo {
     std::vector<std::uint64_t> sent_at;  // by id modulo the pipeline's depth
   };
 
+  // Takes what has come on a connection and asks for as much again; returns the number of answers.
+  std::uint64_t serve(std::uint32_t index) {
+    Connection& connection = connections_[index];
+    std::uint64_t messages = 0;
+    std::size_t got = 0;
+    do {
+      got = sockets_.links[index].receive(buffer_);
+      if (got == 0) break;
+      const std::uint32_t first = connection.expected.id;
+      const std::uint32_t packets = connection.receiver.consume(buffer_.data(), got, connection.expected);
+      if (packets == 0) continue;
+      if (packets > connection.in_flight) fail("more answers than requests");
+      connection.in_flight -= packets;
+      const std::uint64_t now = now_ns();
+      for (std::uint32_t id = first; id != connection.expected.id; ++id) {
+        histogram_.record(now - connection.sent_at[id % options_.pipeline]);
+      }
+      messages += packets;
+      request(index, packets, now);
+    } while (sockets_.links[index].may_hold_more(got, buffer_));
+    return messages;
+  }
+
   void connect_all() {
     connections_.resize(options_.connections);
     for (std::uint32_t i = 0; i < options_.connections; ++i) {
-      sockets_.fds.push_back(connect_to(options_.port));
-      connections_[i].expected = {
-          .type = bench::type_response, .biz_type = 1, .size = options_.size, .id = 1, .check_id = true};
+      sockets_.links.push_back(open_link(options_.target));
+      connections_[i].expected = {.type = bench::type_response,
+                                  .biz_type = 1,
+                                  .size = options_.size,
+                                  .id = 1,
+                                  .check_id = true,
+                                  .prefix = options_.target.received(options_.size)};
       connections_[i].sent_at.resize(options_.pipeline);
-      poller_.set(EPOLL_CTL_ADD, sockets_.fds[i], EPOLLIN, i);
+      poller_.set(EPOLL_CTL_ADD, sockets_.links[i].fd(), EPOLLIN, i);
     }
   }
 
@@ -467,16 +710,15 @@ class Echo {
   void push(std::uint32_t index) {
     Connection& connection = connections_[index];
     for (std::uint32_t i = 0; i < connection.due; ++i) {
-      std::uint8_t* const frame = out_.data() + i * frame_;
+      std::uint8_t* const packet = out_.data() + i * frame_ + prefix_;
       const std::uint32_t id = connection.next_id + i;
-      bench::store_u32(frame + 4, id);
-      if (options_.size > 1) frame[frame_ - 1] = Expected::last_byte(id);
-      if (options_.size > 0) frame[header_size] = Expected::first_byte(id);
+      const std::size_t last = header_size + options_.size - 1;
+      bench::store_u32(packet + 4, id ^ key_);
+      if (options_.size > 1) packet[last] = Expected::last_byte(id) ^ key_byte(key_, last);
+      if (options_.size > 0) packet[header_size] = Expected::first_byte(id) ^ key_byte(key_, 0);
     }
     const std::size_t left = connection.due * frame_ - connection.begun;
-    const ssize_t result = send(sockets_.fds[index], out_.data() + connection.begun, left, MSG_NOSIGNAL);
-    if (result < 0 && errno != EAGAIN && errno != EINTR) fail_errno("send");
-    const std::size_t sent = connection.begun + static_cast<std::size_t>(std::max<ssize_t>(result, 0));
+    const std::size_t sent = connection.begun + sockets_.links[index].send({out_.data() + connection.begun, left});
     const auto whole = static_cast<std::uint32_t>(sent / frame_);
     connection.next_id += whole;
     connection.due -= whole;
@@ -484,12 +726,14 @@ class Echo {
     const bool blocked = connection.due != 0;
     if (blocked != connection.blocked) {
       connection.blocked = blocked;
-      poller_.set(EPOLL_CTL_MOD, sockets_.fds[index], blocked ? EPOLLIN | EPOLLOUT : EPOLLIN, index);
+      poller_.set(EPOLL_CTL_MOD, sockets_.links[index].fd(), blocked ? EPOLLIN | EPOLLOUT : EPOLLIN, index);
     }
   }
 
   EchoOptions options_;
   std::size_t frame_ = 0;
+  std::size_t prefix_ = 0;
+  std::uint32_t key_ = 0;
   std::vector<std::uint8_t> out_;  // as many requests as can be due on a connection
   std::vector<std::uint8_t> buffer_;
   Sockets sockets_;
@@ -501,26 +745,52 @@ class Echo {
 /// One 64-byte request and its answer, on a connection of its own; the socket stays open.
 constexpr std::uint32_t small_size = 64;
 
-void exchange(int fd) {
-  const std::vector<std::uint8_t> request = make_request(1, small_size);
-  if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size()))
-    fail_errno("send");
+void exchange(Link& link, const Target& target) {
+  const std::vector<std::uint8_t> request = make_request(1, small_size, target);
+  if (link.send(request) != request.size()) fail("a new connection took half a request");
   Receiver receiver;
-  Expected expected{.biz_type = 1, .size = small_size, .id = 1};
+  Expected expected{.biz_type = 1, .size = small_size, .id = 1, .prefix = target.received(small_size)};
   std::vector<std::uint8_t> buffer(4096);
   for (;;) {
-    pollfd wait{fd, POLLIN, 0};
-    if (poll(&wait, 1, 10'000) != 1) fail("no answer to a request within 10 s");
-    if (receiver.consume(buffer.data(), receive(fd, buffer), expected) == 1) return;
+    link.wait(POLLIN);
+    if (receiver.consume(buffer.data(), link.receive(buffer), expected) == 1) return;
   }
 }
 
-void run_accept(std::uint16_t port, const Watched& server, std::uint32_t connections, std::uint32_t window) {
-  constexpr std::uint32_t per_address = 4096;  // far below the number of ephemeral ports
+constexpr std::uint32_t connections_per_address = 4096;  // far below the number of ephemeral ports
+
+// Opens one connection after the other, each with an exchange, and tells what memory that took.
+void run_idle(const Target& target, const Watched& server, std::uint32_t connections) {
+  if (!server.known()) throw std::invalid_argument("--pid is wanted");
+  Sockets sockets;
+  sockets.links.push_back(open_link(target));
+  exchange(sockets.links[0], target);
+  const std::uint64_t baseline = server.resident();
+  const std::uint64_t cpu = server.cpu_ns();
+  const std::uint64_t own_cpu = own_cpu_ns();
+  const std::uint64_t begin = now_ns();
+  for (std::uint32_t i = 1; i <= connections; ++i) {
+    sockets.links.push_back(open_link(target, 2 + i / connections_per_address));
+    exchange(sockets.links.back(), target);
+  }
+  const double elapsed = seconds(now_ns() - begin);
+  const std::uint64_t used = server.cpu_ns() - cpu;
+  const std::uint64_t own_cpu_used = own_cpu_ns() - own_cpu;
+  const std::uint64_t resident = server.resident();
+  std::printf("{\"mode\":\"idle\",\"connections\":%u,\"seconds\":%.4f,\"loader_cpu\":%.3f,\"server_cpu\":%.3f",
+              connections, elapsed, seconds(own_cpu_used) / elapsed, seconds(used) / elapsed);
+  std::printf(",\"server_us_per_connection\":%.2f,\"resident_before\":%llu,\"resident_after\":%llu",
+              static_cast<double>(used) / 1000 / connections, static_cast<unsigned long long>(baseline),
+              static_cast<unsigned long long>(resident));
+  std::printf(",\"resident_per_session\":%.1f,\"errors\":0}\n",
+              (static_cast<double>(resident) - static_cast<double>(baseline)) / connections);
+}
+
+void run_accept(const Target& target, const Watched& server, std::uint32_t connections, std::uint32_t window) {
   Sockets sockets;
   // What a server sets up once, at its first session, is not a session's cost.
-  sockets.fds.push_back(connect_to(port));
-  exchange(sockets.fds[0]);
+  sockets.links.push_back(open_link(target));
+  exchange(sockets.links[0], target);
   const std::uint64_t baseline = server.known() ? server.resident() : 0;
 
   struct Opening {
@@ -528,15 +798,14 @@ void run_accept(std::uint16_t port, const Watched& server, std::uint32_t connect
     bool asked = false;
   };
   std::vector<Opening> opening(connections + 1);
-  sockets.fds.reserve(connections + 1);
+  sockets.links.reserve(connections + 1);
   const std::vector<std::uint8_t> request = make_request(1, small_size);
   std::vector<std::uint8_t> buffer(4096);
   Poller poller;
   // On loopback the handshake is usually over when connect() returns.
   const auto ask = [&](std::uint32_t index) {
-    const ssize_t sent = send(sockets.fds[index], request.data(), request.size(), MSG_NOSIGNAL);
-    if (sent < 0 && errno != EAGAIN) fail_errno("send on a new connection");
-    opening[index].asked = sent == static_cast<ssize_t>(request.size());
+    const std::size_t sent = sockets.links[index].send(request);
+    opening[index].asked = sent == request.size();
     if (sent > 0 && !opening[index].asked) fail("a new connection took half a request");
     return opening[index].asked;
   };
@@ -550,20 +819,20 @@ void run_accept(std::uint16_t port, const Watched& server, std::uint32_t connect
   while (done < connections) {
     while (opened < connections && opened - done < window) {
       const std::uint32_t index = ++opened;
-      sockets.fds.push_back(begin_connect(port, 2 + index / per_address));
+      sockets.links.emplace_back(begin_connect(target, 2 + index / connections_per_address));
       const bool asked = ask(index);
-      poller.set(EPOLL_CTL_ADD, sockets.fds[index], asked ? EPOLLIN : EPOLLIN | EPOLLOUT, index);
+      poller.set(EPOLL_CTL_ADD, sockets.links[index].fd(), asked ? EPOLLIN : EPOLLIN | EPOLLOUT, index);
     }
     const std::size_t ready = poller.wait(events);
     for (std::size_t i = 0; i < ready; ++i) {
       const std::uint32_t index = events[i].data.u32;
       Opening& connection = opening[index];
       if (!connection.asked) {
-        if (ask(index)) poller.set(EPOLL_CTL_MOD, sockets.fds[index], EPOLLIN, index);
+        if (ask(index)) poller.set(EPOLL_CTL_MOD, sockets.links[index].fd(), EPOLLIN, index);
         continue;
       }
       Expected expected{.biz_type = 1, .size = small_size, .id = 1};
-      const std::size_t got = receive(sockets.fds[index], buffer);
+      const std::size_t got = sockets.links[index].receive(buffer);
       done += connection.receiver.consume(buffer.data(), got, expected);
     }
   }
@@ -585,7 +854,7 @@ void run_accept(std::uint16_t port, const Watched& server, std::uint32_t connect
 }
 
 struct FanoutOptions {
-  std::uint16_t port = 0;
+  Target target = {};
   std::uint32_t connections = 0;
   std::uint32_t size = 0;
   std::uint32_t burst = 0;
@@ -598,9 +867,9 @@ void run_fanout(const FanoutOptions& options, const Watched& server) {
   Sockets sockets;
   Poller poller;
   for (std::uint32_t i = 0; i < options.connections; ++i) {
-    sockets.fds.push_back(connect_to(options.port));
-    exchange(sockets.fds[i]);  // now the server has the session
-    poller.set(EPOLL_CTL_ADD, sockets.fds[i], EPOLLIN, i);
+    sockets.links.push_back(open_link(options.target));
+    exchange(sockets.links[i], options.target);  // now the server has the session
+    poller.set(EPOLL_CTL_ADD, sockets.links[i].fd(), EPOLLIN, i);
   }
 
   struct Listening {
@@ -626,10 +895,7 @@ void run_fanout(const FanoutOptions& options, const Watched& server) {
     bench::store_header(trigger.data(), bench::type_one_way, bench::biz_fanout_trigger, id,
                         bench::fanout_trigger_payload);
     const std::uint64_t started = now_ns();
-    if (send(sockets.fds[id % options.connections], trigger.data(), trigger.size(), MSG_NOSIGNAL) !=
-        static_cast<ssize_t>(trigger.size())) {
-      fail_errno("send");
-    }
+    if (sockets.links[id % options.connections].send(trigger) != trigger.size()) fail("a trigger was not sent whole");
     for (Listening& one : listening) one.packets = 0;
     std::uint32_t complete = 0;
     while (complete < options.connections) {
@@ -638,7 +904,7 @@ void run_fanout(const FanoutOptions& options, const Watched& server) {
         const std::uint32_t index = events[i].data.u32;
         Listening& one = listening[index];
         const std::uint32_t packets =
-            one.receiver.consume(buffer.data(), receive(sockets.fds[index], buffer), expected);
+            one.receiver.consume(buffer.data(), sockets.links[index].receive(buffer), expected);
         if (packets == 0) continue;
         one.packets += packets;
         if (one.packets > options.burst) fail("a session got more packets than were sent to it");
@@ -665,24 +931,43 @@ void run_fanout(const FanoutOptions& options, const Watched& server) {
   std::printf(",\"errors\":0}\n");
 }
 
+Target target_of(const bench::Arguments& arguments) {
+  const std::string transport = arguments.text("--transport", "tcp");
+  if (transport == "unix") return Target::unix_socket(arguments.text("--path", ""));
+  const auto port = arguments.number<std::uint16_t>("--port", 0, 1, 65535);
+  if (port == 0) throw std::invalid_argument("--port is wanted");
+  Target target = Target::tcp(port);
+  if (transport != "tcp") {
+    target.tls = transport == "tls" || transport == "wss";
+    target.websocket = transport == "ws" || transport == "wss";
+    if (!target.tls && !target.websocket) {
+      throw std::invalid_argument("--transport wants tcp, tls, unix, ws or wss, not '" + transport + "'");
+    }
+  }
+  return target;
+}
+
 int run(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  if (mode != "echo" && mode != "accept" && mode != "fanout") {
-    throw std::invalid_argument("the first argument says what to do: echo, accept or fanout");
+  if (mode != "echo" && mode != "idle" && mode != "accept" && mode != "fanout") {
+    throw std::invalid_argument("the first argument says what to do: echo, idle, accept or fanout");
   }
   const bench::Arguments arguments = [&] {
     if (mode == "echo") {
       return bench::Arguments(argc - 1, argv + 1,
-                              {"--port", "--pid", "--connections", "--pipeline", "--size", "--duration", "--warmup"},
+                              {"--port", "--path", "--transport", "--pid", "--connections", "--pipeline", "--size",
+                               "--duration", "--warmup"},
                               {});
+    }
+    if (mode == "idle") {
+      return bench::Arguments(argc - 1, argv + 1, {"--port", "--path", "--transport", "--pid", "--connections"}, {});
     }
     if (mode == "accept")
       return bench::Arguments(argc - 1, argv + 1, {"--port", "--pid", "--connections", "--window"}, {});
     return bench::Arguments(argc - 1, argv + 1,
                             {"--port", "--pid", "--connections", "--size", "--burst", "--duration", "--warmup"}, {});
   }();
-  const auto port = arguments.number<std::uint16_t>("--port", 0, 1, 65535);
-  if (port == 0) throw std::invalid_argument("--port is wanted");
+  const Target target = target_of(arguments);
   const Watched server(arguments.number<int>("--pid", 0, 1, 1 << 22));
   const auto ns = [&](const char* name, double otherwise) {
     return static_cast<std::uint64_t>(arguments.number<double>(name, otherwise, 0, 86400) *
@@ -693,7 +978,7 @@ int run(int argc, char** argv) {
   };
   const auto size = arguments.number<std::uint32_t>("--size", 64, 0, bench::largest_payload);
   if (mode == "echo") {
-    const EchoOptions options{.port = port,
+    const EchoOptions options{.target = target,
                               .connections = count("--connections", 100, 20'000),
                               .pipeline = count("--pipeline", 16, 65'536),
                               .size = size,
@@ -701,12 +986,16 @@ int run(int argc, char** argv) {
                               .warmup = ns("--warmup", 0.5)};
     bench::raise_descriptor_limit(options.connections + 64);
     Echo(options).run(server);
+  } else if (mode == "idle") {
+    const std::uint32_t connections = count("--connections", 10'000, 1'000'000);
+    bench::raise_descriptor_limit(connections + 64);
+    run_idle(target, server, connections);
   } else if (mode == "accept") {
     const std::uint32_t connections = count("--connections", 10'000, 1'000'000);
     bench::raise_descriptor_limit(connections + 64);
-    run_accept(port, server, connections, count("--window", 64, 4096));
+    run_accept(target, server, connections, count("--window", 64, 4096));
   } else {
-    const FanoutOptions options{.port = port,
+    const FanoutOptions options{.target = target,
                                 .connections = count("--connections", 1000, 100'000),
                                 .size = size,
                                 .burst = count("--burst", 1, 1'000'000),

@@ -2,7 +2,9 @@
 
 // The library under the same load as its rivals: public API only, one shard.
 //
-// bench_msgtrans_server [--port N] [--fanout | --coroutines]
+// bench_msgtrans_server [--port N] [--transport tcp|tls|unix|ws|wss] [--fanout | --coroutines]
+//
+// --path names a Unix socket (@name: abstract), --certificate and --key the files in PEM form that tls and wss want.
 
 #include "common.hpp"
 
@@ -24,23 +26,40 @@ boost::asio::awaitable<void> echo(msgtrans::SessionActor actor) {
 }
 
 int run(msgtrans::ServerTransport& server, const msgtrans::Endpoint& endpoint) {
-  std::printf("listening tcp %s\n", endpoint.to_string().c_str());
+  std::printf("listening %s %s\n", std::string(to_string(endpoint.transport)).c_str(), endpoint.to_string().c_str());
   std::fflush(stdout);
   server.run();
   return 0;
+}
+
+msgtrans::Endpoint endpoint_of(const bench::Arguments& arguments) {
+  const std::string transport = arguments.text("--transport", "tcp");
+  if (transport == "unix") return msgtrans::unix_socket(arguments.text("--path", "@msgtrans-bench"));
+  const std::string address = "127.0.0.1:" + std::to_string(arguments.number<std::uint16_t>("--port", 0, 0, 65535));
+  if (transport == "tcp") return msgtrans::tcp(address);
+  if (transport == "tls") return msgtrans::tls(address);
+  if (transport == "ws") return msgtrans::websocket(address);
+  if (transport == "wss") return msgtrans::websocket_tls(address);
+  throw std::invalid_argument("--transport wants tcp, tls, unix, ws or wss, not '" + transport + "'");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   return bench::run_main("bench_msgtrans_server", [&] {
-    const bench::Arguments arguments(argc, argv, {"--port"}, {"--fanout", "--coroutines"});
+    const bench::Arguments arguments(argc, argv, {"--port", "--transport", "--path", "--certificate", "--key"},
+                                     {"--fanout", "--coroutines"});
     const bool fanout = arguments.has("--fanout");
-    const auto port = arguments.number<std::uint16_t>("--port", 0, 0, 65535);
     bench::raise_descriptor_limit(64);
 
     msgtrans::ServerTransport server({.shards = 1});
-    const auto endpoint = server.listen(msgtrans::tcp("127.0.0.1:" + std::to_string(port)));
+    const msgtrans::Endpoint wanted = endpoint_of(arguments);
+    msgtrans::ListenOptions options;
+    if (is_encrypted(wanted.transport)) {
+      options.tls.identity.certificate_file = arguments.text("--certificate", "");
+      options.tls.identity.key_file = arguments.text("--key", "");
+    }
+    const auto endpoint = server.listen(wanted, options);
     if (arguments.has("--coroutines")) {
       server.on_session(echo);
       return run(server, endpoint);
