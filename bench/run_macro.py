@@ -69,7 +69,7 @@ class Figure:
         self.reference = reference
         self.ours = ours  # whose ratio to the reference is wanted
         self.group = group  # a name for several figures; their rivals are what they are, whatever --rivals says
-        self.beside = beside  # further (reference, Target or None) of the first metric
+        self.beside = beside  # further (reference, Target or None): rates, where the target holds, and CPU time
 
 
 class Metric:
@@ -446,10 +446,11 @@ def summarise(metric, values, reference, ours_name):
     return rows, summary
 
 
-def compare(figure, metric, values):
+def compare(figure, metric, values, judged):
     """The ratios to further references: a line each, and what goes into the file."""
     compared = []
     for reference, target in figure.beside:
+        target = target if judged else None
         ratios = [own / other for own, other in zip(values[figure.ours], values[reference])]
         ratio = statistics.median(ratios)
         entry = {"reference": reference, "metric": metric.unit, "ratios": ratios, "ratio": ratio}
@@ -457,7 +458,7 @@ def compare(figure, metric, values):
             entry |= {"target": str(target), "target_met": target.met(ratio)}
         compared.append(entry)
         median, range_ = spread(ratios, 3)
-        print(f"  {figure.ours} of {reference}: {median} ({range_})  {verdict(target, ratio)}".rstrip())
+        print(f"  {metric.unit}, {figure.ours} of {reference}: {median} ({range_})  {verdict(target, ratio)}".rstrip())
     return compared
 
 
@@ -485,7 +486,8 @@ def run_figure(options, figure):
         for metric in figure.metrics
     ]
     summaries = report(figure, metrics)
-    compared = compare(figure, *metrics[0])
+    compared = [entry for metric, values in metrics if metric.key in ("messages_per_second", "server_ns_per_message")
+                for entry in compare(figure, metric, values, metric is metrics[0][0])]
     # A server below full load means that the load generator, or the wire, was the limit.
     for rival in rivals:
         busy = [f"{result['server_cpu']:.2f} / {result['loader_cpu']:.2f}" for result in results[rival]]
