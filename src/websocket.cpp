@@ -409,6 +409,12 @@ Connection::Status WebSocketConnection::read_head(std::size_t limit, std::string
     constexpr std::string_view end = "\r\n\r\n";
     const std::size_t from = have.size() < end.size() ? 0 : have.size() - end.size() + 1;
     have.append(reinterpret_cast<const char*>(buffer.data()), count);
+    // Nobody who speaks something else should have to wait for the deadline.
+    if (have.front() < 'A' || have.front() > 'Z') {
+      const std::string cause = std::string("the ") + whose + " is not HTTP: its first byte is " +
+                                std::to_string(static_cast<unsigned char>(have.front()));
+      return role_ == wire::WebSocketRole::server ? refuse(400, cause) : fail(handshake_error(cause));
+    }
     const std::size_t at = have.find(end, from);
     const std::size_t size = at == std::string::npos ? have.size() : at + end.size();
     if (size > limit) {
