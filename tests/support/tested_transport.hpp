@@ -45,9 +45,9 @@ inline const TlsIdentity& trusted_identity() {
     Error error;
     const auto authority =
         made(make_certificate({.common_name = "The tests' authority", .authority = true}, error), error);
-    const auto own = made(make_certificate({.common_name = "tests", .names = {"127.0.0.1", "::1", "localhost"}},
-                                                   error, &authority),
-                          error);
+    const auto own =
+        made(make_certificate({.common_name = "tests", .names = {"127.0.0.1", "::1", "localhost"}}, error, &authority),
+             error);
     const auto file = std::filesystem::temp_directory_path() / ("msgtrans-test-" + std::to_string(::getpid()) + ".pem");
     static const struct Remover {
       std::filesystem::path path;

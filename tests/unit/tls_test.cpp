@@ -2,7 +2,6 @@
 #include "tls.hpp"
 
 #include "allocation_failure.hpp"
-#include <msgtrans/transport/certificate.hpp>
 
 #include <algorithm>
 #include <array>
@@ -20,6 +19,7 @@
 #include <functional>
 #include <gtest/gtest.h>
 #include <memory>
+#include <msgtrans/transport/certificate.hpp>
 #include <openssl/ssl.h>
 #include <optional>
 #include <random>
@@ -36,19 +36,19 @@
 namespace {
 
 using namespace std::chrono_literals;
+using msgtrans::CertificateAndKey;
+using msgtrans::CertificateRequest;
 using msgtrans::ClientCertificates;
 using msgtrans::Errc;
 using msgtrans::Error;
+using msgtrans::make_certificate;
 using msgtrans::TlsClientOptions;
 using msgtrans::TlsIdentity;
 using msgtrans::TlsPeer;
 using msgtrans::TlsServerOptions;
 using msgtrans::TlsVerification;
 using msgtrans::TlsVersion;
-using msgtrans::CertificateAndKey;
-using msgtrans::CertificateRequest;
 using msgtrans::detail::Connection;
-using msgtrans::make_certificate;
 using msgtrans::detail::TlsConnection;
 using msgtrans::detail::TlsContext;
 using Status = Connection::Status;
