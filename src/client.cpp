@@ -117,13 +117,19 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
     if (!make_connection_) return established({std::move(socket)}, std::move(peer));
     try {
       auto connection = make_connection_(socket.get());
-      handshake_ = std::make_shared<Handshake>(
-          client_->shard_, Link{std::move(socket), std::move(connection)},
-          [self = shared_from_this(), peer](const Error& error, Link link) {
-            self->handshake_ = nullptr;
-            if (!error) return self->established(std::move(link), peer);
-            self->end(Error(error.code, "no session with " + peer.to_string() + ": " + error.message()));
-          });
+      handshake_ =
+          std::make_shared<Handshake>(client_->shard_, Link{std::move(socket), std::move(connection)},
+                                      [self = shared_from_this(), peer](const Error& error, Link link) mutable {
+                                        self->handshake_ = nullptr;
+                                        if (!error) return self->established(std::move(link), std::move(peer));
+                                        Error told(error.code);
+                                        try {
+                                          told.text = "no session with " + peer.to_string() + ": " + error.message();
+                                        } catch (const std::bad_alloc&) {
+                                          // The code says enough.
+                                        }
+                                        self->end(std::move(told));
+                                      });
       handshake_->start(std::chrono::milliseconds{0});  // the attempt's deadline is for this too
     } catch (const std::exception& failure) {
       handshake_ = nullptr;
@@ -131,10 +137,14 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
     }
   }
 
-  void established(Link link, Peer peer) {
+  void established(Link link, Peer peer) noexcept {
     if (!connected_) return;
     Error failure;
-    client_->established(std::move(link), std::move(peer), failure);
+    try {
+      client_->established(std::move(link), std::move(peer), failure);
+    } catch (const std::bad_alloc&) {
+      failure = make_error_code(boost::system::errc::not_enough_memory);
+    }
     end(std::move(failure));
   }
 

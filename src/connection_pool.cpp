@@ -102,6 +102,8 @@ Error validate(const ConnectionPoolOptions& options) {
   }
   first(check_duration("client.connect_timeout", options.client.connect_timeout, true));
   first(msgtrans::validate(options.client.session));
+  first(msgtrans::validate(options.client.tls));
+  first(msgtrans::validate(options.client.websocket));
   return error;
 }
 

@@ -27,6 +27,8 @@ HealthCheckerOptions checked(HealthCheckerOptions options) {
     error = Error(Errc::invalid_option, "client.executor is set; a health checker runs on its balancer's executor");
   }
   if (!error) error = msgtrans::validate(options.client.session);
+  if (!error) error = msgtrans::validate(options.client.tls);
+  if (!error) error = msgtrans::validate(options.client.websocket);
   if (error) throw Exception(error);
   return options;
 }

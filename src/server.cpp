@@ -253,9 +253,9 @@ void Server::accepted(Shard& shard, Descriptor socket, Peer peer,
     auto connection = options->make_connection(socket.get());
     const auto handshake = std::make_shared<Handshake>(
         shard.shared_from_this(), Link{std::move(socket), std::move(connection)},
-        [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link link) {
+        [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link link) mutable {
           if (error) return self->handshake_failed(*raw, peer, error);
-          self->connected(*raw, std::move(link), peer, *options);
+          self->connected(*raw, std::move(link), std::move(peer), *options);
         });
     handshake->start(options->handshake_timeout);
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives

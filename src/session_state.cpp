@@ -995,8 +995,7 @@ void SessionState::settle() noexcept {
       admit_waiting();
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       // It may hold what the socket does not show.
-      if (connection_ && connection_->has_input() && protocol_.wants_read() && !protocol_.ended()) {
-        read_once();
+      if (connection_ && connection_->has_input() && protocol_.wants_read() && !protocol_.ended() && read_once()) {
         continue;
       }
       if (protocol_.resumable()) {

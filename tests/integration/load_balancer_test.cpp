@@ -606,6 +606,8 @@ TEST_F(Health, RefusesOptionsOutOfTheirRange) {
       {"fall", text_of([](Options& o) { o.fall = 1001; })},
       {"client.executor", text_of([](Options& o) { o.client.executor = asio::system_executor(); })},
       {"max_payload", text_of([](Options& o) { o.client.session.max_payload = 0; })},
+      {"server_name", text_of([](Options& o) { o.client.tls.server_name = "a b"; })},
+      {"max_header", text_of([](Options& o) { o.client.websocket.max_header = 1; })},
   };
   for (const auto& [name, text] : cases) EXPECT_NE(text.find(name), std::string::npos) << name << ": " << text;
 }

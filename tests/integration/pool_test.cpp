@@ -697,6 +697,8 @@ TEST_F(Pool, RefusesOptionsOutOfTheirRange) {
       {"client.connect_timeout", text_of([](Options& o) { o.client.connect_timeout = -1ms; })},
       {"client.executor", text_of([](Options& o) { o.client.executor = asio::system_executor(); })},
       {"max_payload", text_of([](Options& o) { o.client.session.max_payload = 0; })},
+      {"server_name", text_of([](Options& o) { o.client.tls.server_name = "a b"; })},
+      {"max_header", text_of([](Options& o) { o.client.websocket.max_header = 1; })},
   };
   for (const auto& [name, text] : cases) EXPECT_NE(text.find(name), std::string::npos) << name << ": " << text;
 }
