@@ -104,7 +104,8 @@ std::vector<Descriptor> listen_tcp(const tcp::endpoint& address, std::size_t cou
   std::vector<Descriptor> sockets;
   bound = address;
   const auto fail = [&](const char* what) {
-    error = failed_to(what, Peer{.address = bound}.to_string(), last_error());
+    const error_code code = last_error();  // before anything else may change errno
+    error = failed_to(what, Peer{.address = bound}.to_string(), code);
     return std::vector<Descriptor>();
   };
   for (std::size_t i = 0; i < count; ++i) {
@@ -140,7 +141,8 @@ void SocketFile::remove() noexcept {
 
 Descriptor listen_unix(const Endpoint& endpoint, int backlog, unsigned permissions, SocketFile& file, Error& error) {
   const auto fail = [&](const char* what) {
-    error = failed_to(what, endpoint.path, last_error());
+    const error_code code = last_error();
+    error = failed_to(what, endpoint.path, code);
     return Descriptor();
   };
   Descriptor socket = open_unix();
