@@ -258,8 +258,8 @@ std::vector<SessionPtr> Shard::sessions() const {
 }
 
 void Shard::settle_all() noexcept {
-  constexpr int most_rounds = 4;  // who floods the inbox must not keep Asio's other handlers from their turn
-  int rounds = 0;
+  // Who floods the inbox must not keep Asio's other handlers from their turn.
+  constexpr std::chrono::milliseconds longest_turn{1};
   do {
     run_commands();
     // By index: settling touches others.
@@ -270,7 +270,7 @@ void Shard::settle_all() noexcept {
     }
     touched_.clear();
     run_completions();
-  } while (has_work() && ++rounds < most_rounds);
+  } while (has_work() && Clock::now() - now_ < longest_turn);
   if (has_work()) wake();  // the inbox's pushers rely on us
   send_control();
   // What the map of sessions keeps for readers that may still look: now, as no later turn may come for long.
@@ -316,7 +316,7 @@ void Shard::wake() noexcept {
 void Shard::run_commands() noexcept {
   // Senders can be faster than this: then all that is there would be more each time, and Asio's own handlers, a stop's
   // deadline among them, would wait longer each time.
-  constexpr std::size_t most_a_round = 1024;
+  constexpr std::size_t most_a_round = 256;
   if (backlog_ == nullptr) backlog_ = inbox_.take_all();
   run_backlog(most_a_round);
 }

@@ -23,16 +23,12 @@ class Tickets {
   enum class Added : unsigned char { ok, full, closed };
   static constexpr std::uint64_t no_limit = std::numeric_limits<std::uint64_t>::max() / 4;
 
-  /// Wait-free without a limit, else lock-free. After `ok` the caller owes a value, or `void_one`.
+  /// Lock-free. After `ok` the caller owes a value, or `void_one`. Not by a plain addition, also where there is no
+  /// limit: a ticket added after the close could be taken by a receiver that comes after another was told the end, and
+  /// bring it a value that a third one still had to fetch.
   [[nodiscard]] Added add(std::uint64_t limit) noexcept {
-    if (limit != no_limit) {
-      std::size_t one = 1;
-      return add_some(one, limit);
-    }
-    if ((word_.fetch_add(one_ticket) & closed_bit) == 0) return Added::ok;
-    // A receiver may have it already, so it cannot be taken back.
-    void_one();
-    return Added::closed;
+    std::size_t one = 1;
+    return add_some(one, limit);
   }
 
   /// As many as there is room for of `count`, which becomes their number; `ok` if at least one.
@@ -105,8 +101,7 @@ class Tickets {
   /// Nothing to receive, and no more to come.
   [[nodiscard]] bool drained() const noexcept { return word_.load() == closed_bit; }
   [[nodiscard]] std::uint64_t count() const noexcept { return word_.load() / one_ticket; }
-  /// The same without those that sends after the close have left and nobody has drawn: for who asks how much is there,
-  /// and not for who takes.
+  /// The same without those that nobody has a value for: for who asks how much is there, and not for who takes.
   [[nodiscard]] std::uint64_t values() const noexcept {
     const std::uint64_t there = count();
     return closed() ? there - std::min(there, voids_.load(std::memory_order_relaxed)) : there;
