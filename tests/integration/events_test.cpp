@@ -148,8 +148,9 @@ TEST(Events, TellALateSubscriberExactlyHowManyItHasMissed) {
   const auto missed = events.next_for(patience).lagged();
   EXPECT_EQ(missed, sent - 16);
   std::size_t kept = 0;
-  while (events.try_next()) ++kept;
+  while (kept < 16 && events.next_for(patience)) ++kept;  // the last is counted a moment before it is there
   EXPECT_EQ(kept, 16U);
+  EXPECT_FALSE(events.try_next());
   EXPECT_EQ(server.transport.session_manager().stats().events_missed, missed);
 }
 
