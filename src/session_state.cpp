@@ -506,7 +506,8 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
     return;
   }
   if (command->waits()) {
-    if (command->timeout.count() != 0) command->deadline = shard_->now() + command->timeout;
+    // Not the turn's beginning: no request may time out early.
+    if (command->timeout.count() != 0) command->deadline = Clock::now() + command->timeout;
     const std::size_t lane = high_priority(command->header) ? 1 : 0;
     const bool first = !waiting_ || waiting_->lanes[lane].empty();
     if (!first || !reserve_waited(*command)) {
@@ -1082,11 +1083,19 @@ void SessionState::expired() {
   }
   protocol_.expire(shard_->now());
   expire_waiting();
-  if (connection_ && protocol_.accepts() && protocol_.wants_read() && connection_->keep_alive_due() <= shard_->now() &&
-      connection_->keep_alive(shard_->now()) == Connection::Status::failed) {
-    connection_failed();
-  }
+  keep_alive();
   shard_->touch(*this);
+}
+
+void SessionState::keep_alive() noexcept {
+  if (!connection_ || !protocol_.accepts() || connection_->keep_alive_due() > shard_->now()) return;
+  try {
+    if (protocol_.wants_read() && connection_->keep_alive(shard_->now()) == Connection::Status::failed) {
+      connection_failed();
+    }
+  } catch (const std::bad_alloc&) {
+    protocol_.abort(make_error_code(boost::system::errc::not_enough_memory));
+  }
 }
 
 void SessionState::begin_drain() {

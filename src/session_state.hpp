@@ -237,6 +237,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void refuse_waiting() noexcept;
 
   void expired();
+  void keep_alive() noexcept;
   /// \returns false if there was nothing to read.
   bool read_once();
   void receive(std::span<const std::byte> bytes);

@@ -275,7 +275,7 @@ TEST(Destroying, WhileAnotherThreadSendsThroughHandlesIsSafe) {
       while (!done) {
         (void)session->send("x");
         (void)session->stats();
-        if (pending > 100) continue;  // operations that wait have no bound of their own
+        if (pending > 1000) continue;  // operations that wait have no bound of their own
         ++pending;
         session->async_request("x", [&](error_code, const Reply&) { --pending; });
       }
