@@ -162,15 +162,20 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
   Error last_error_;
 };
 
+Error validate_connection(const ClientOptions& options) {
+  Error error = validate(options.session);
+  if (!error) error = validate(options.tls);
+  if (!error) error = validate(options.websocket);
+  return error;
+}
+
 namespace {
 
 ClientOptions checked(ClientOptions options) {
-  Error error = validate(options.session);
+  Error error = validate_connection(options);
   if (!error && options.connect_timeout.count() < 0) {
     error = Error(Errc::invalid_option, "connect_timeout is negative");
   }
-  if (!error) error = validate(options.tls);
-  if (!error) error = validate(options.websocket);
   if (error) throw Exception(error);
   return options;
 }

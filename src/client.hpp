@@ -14,6 +14,9 @@
 
 namespace msgtrans::detail {
 
+/// Names the first option of a connection that is out of its range: of its session, of TLS and of WebSocket.
+[[nodiscard]] Error validate_connection(const ClientOptions& options);
+
 /// What `ClientTransport` refers to; outlives it while its shard still finishes.
 class Client final : public SessionHost, public std::enable_shared_from_this<Client> {
  public:

@@ -3,6 +3,7 @@
 
 #include "websocket.hpp"
 
+#include <msgtrans/protocol/session_protocol.hpp>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,12 +17,6 @@ constexpr std::string_view http = "http/1.1";
 
 std::string_view alpn_of(Transport transport) noexcept {
   return is_websocket(transport) ? http : tls_protocol;
-}
-
-wire::Limits limits_of(const SessionOptions& session) noexcept {
-  return {.max_payload = session.max_payload,
-          .max_extension = session.max_extension,
-          .max_decompressed = session.max_decompressed};
 }
 
 std::string path_of(const Endpoint& endpoint) {
@@ -55,7 +50,7 @@ ConnectionFactory factory_for(const Endpoint& listener, const ListenOptions& opt
   }
   const auto websocket = std::make_shared<const WebSocketServerOptions>(options.websocket);
   return [tls, websocket, path = path_of(listener),
-          limits = limits_of(session)](int socket) -> std::unique_ptr<Connection> {
+          limits = protocol::limits_of(session)](int socket) -> std::unique_ptr<Connection> {
     if (!tls) return WebSocketConnection::server(socket, websocket, path, limits);
     return WebSocketConnection::server(std::make_unique<TlsConnection>(socket, tls->get()), websocket, path, limits);
   };
@@ -78,7 +73,7 @@ ConnectionFactory factory_for(const Endpoint& target, const ClientOptions& optio
   }
   const auto websocket = std::make_shared<const WebSocketClientOptions>(options.websocket);
   return [context, websocket, target, key,
-          limits = limits_of(options.session)](int socket) -> std::unique_ptr<Connection> {
+          limits = protocol::limits_of(options.session)](int socket) -> std::unique_ptr<Connection> {
     if (!context) {
       return WebSocketConnection::client(socket, websocket, host_header(target), path_of(target), limits);
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "check_duration.hpp"
+#include "client.hpp"
 #include "complete.hpp"
 #include "pool.hpp"
 
@@ -101,9 +102,7 @@ Error validate(const ConnectionPoolOptions& options) {
     error = Error(Errc::invalid_option, "client.executor is set; a pool's executor is ConnectionPoolOptions::executor");
   }
   first(check_duration("client.connect_timeout", options.client.connect_timeout, true));
-  first(msgtrans::validate(options.client.session));
-  first(msgtrans::validate(options.client.tls));
-  first(msgtrans::validate(options.client.websocket));
+  first(validate_connection(options.client));
   return error;
 }
 
@@ -255,17 +254,11 @@ void Pool::finish_if_empty() noexcept {
 
 void Pool::finish() noexcept {
   if (finishing_.exchange(true)) return;
-  const auto last = [self = shared_from_this()] { self->shard_->finish([self] { self->set_finished(); }); };
   // Connections that were destroyed just now take a few turns to end, and should before their context may go.
   constexpr int turns = 4;
-  after_turns(shard_->executor(), turns, [self = shared_from_this(), last] {
-    const auto loop = self->loop();
-    if (self->owns_loop_ && loop) {
-      loop->shut_down(last);
-    } else {
-      last();
-    }
-  });
+  finish_after_turns(
+      shard_, turns, [self = shared_from_this()] { return self->owns_loop_ ? self->loop() : nullptr; },
+      [self = shared_from_this()] { self->set_finished(); });
 }
 
 /// The context of the user's executor is being destroyed.

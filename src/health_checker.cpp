@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "balancer.hpp"
 #include "check_duration.hpp"
+#include "client.hpp"
 
 #include <algorithm>
 #include <boost/asio/bind_executor.hpp>
@@ -26,9 +27,7 @@ HealthCheckerOptions checked(HealthCheckerOptions options) {
   if (!error && options.client.executor) {
     error = Error(Errc::invalid_option, "client.executor is set; a health checker runs on its balancer's executor");
   }
-  if (!error) error = msgtrans::validate(options.client.session);
-  if (!error) error = msgtrans::validate(options.client.tls);
-  if (!error) error = msgtrans::validate(options.client.websocket);
+  if (!error) error = validate_connection(options.client);
   if (error) throw Exception(error);
   return options;
 }

@@ -258,17 +258,11 @@ void Balancer::pool_finished() noexcept {
 
 void Balancer::finish() noexcept {
   if (finishing_.exchange(true)) return;
-  const auto last = [self = shared_from_this()] { self->shard_->finish([self] { self->set_finished(); }); };
   // The pools' shards have a turn to go.
   constexpr int turns = 2;
-  after_turns(shard_->executor(), turns, [self = shared_from_this(), last] {
-    const auto loop = self->loop();
-    if (self->owns_loop_ && loop) {
-      loop->shut_down(last);
-    } else {
-      last();
-    }
-  });
+  finish_after_turns(
+      shard_, turns, [self = shared_from_this()] { return self->owns_loop_ ? self->loop() : nullptr; },
+      [self = shared_from_this()] { self->set_finished(); });
 }
 
 void Balancer::set_finished() {

@@ -69,6 +69,18 @@ void after_turns(const asio::any_io_executor& executor, int turns, F f) {
   });
 }
 
+/// So many turns later ends the loop, if `own_loop()` gives one, and then the shard; then calls `done` on it.
+template <class OwnLoop, class Done>
+void finish_after_turns(const std::shared_ptr<Shard>& shard, int turns, OwnLoop own_loop, Done done) {
+  after_turns(shard->executor(), turns, [shard, own_loop, last = [shard, done] { shard->finish(done); }] {
+    if (const auto loop = own_loop()) {
+      loop->shut_down(last);
+    } else {
+      last();
+    }
+  });
+}
+
 /// Who has a connection: a destroyed pool's thread is not waited for while users have some, since that may be for ever,
 /// but it is for requests, which end with their connections.
 enum class Borrower : std::uint8_t { user, request };

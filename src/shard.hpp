@@ -211,7 +211,6 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void remove(const Handshake& handshake) noexcept;
   /// Ends them all with that error.
   void end_handshakes(const Error& why) noexcept;
-  [[nodiscard]] std::size_t handshake_count() const noexcept { return handshakes_.size(); }
   /// A session has left the map, which keeps it for readers that may still look: it is to be given up at the turn's
   /// end.
   void collect_later() noexcept { has_ended_some_ = true; }

@@ -42,8 +42,6 @@ class TlsContext {
   TlsContext(const TlsContext&) = delete;
   TlsContext& operator=(const TlsContext&) = delete;
 
-  [[nodiscard]] bool is_server() const noexcept { return is_server_; }
-
  private:
   friend class TlsConnection;
 

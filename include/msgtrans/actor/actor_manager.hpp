@@ -507,9 +507,9 @@ auto ActorHandle<M>::async_tell(M message, Urgency urgency, CompletionToken&& to
           Operation::start(core->mailbox, std::move(step), std::move(counted));
         };
         if (urgent) {
-          start(detail::MailboxSendStep<M, true>(std::move(what)));
+          start(detail::SendStep<detail::IntoMailbox<M, true>>(std::move(what)));
         } else {
-          start(detail::MailboxSendStep<M, false>(std::move(what)));
+          start(detail::SendStep<detail::IntoMailbox<M, false>>(std::move(what)));
         }
       },
       token, core_, std::move(message), urgency == Urgency::urgent);

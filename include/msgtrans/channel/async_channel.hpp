@@ -201,24 +201,36 @@ class ReceiveMany : public ReceiveStep<T> {
   error_code error_;
 };
 
+/// How `SendStep` sends to a channel.
 template <class T>
+struct IntoChannel {
+  using Value = T;
+  using State = AsyncChannelState<T>;
+  static State& lane(State& state) noexcept { return state; }
+  static ChannelStatus put(State& state, T&& value) { return state.put(std::move(value)); }
+};
+
+/// Sends to `Way::State`, waiting for room in `Way::lane` of it.
+template <class Way>
 class SendStep {
  public:
-  using State = AsyncChannelState<T>;
+  using T = typename Way::Value;
+  using State = typename Way::State;
   explicit SendStep(T&& value) noexcept : value_(std::move(value)) {}
 
   struct Probe {
-    static bool ready(State& state) noexcept { return state.can_send(); }
-    static void wake(State& state) noexcept { state.senders().wake_one(); }
+    static bool ready(State& state) noexcept { return Way::lane(state).can_send(); }
+    static void wake(State& state) noexcept { Way::lane(state).senders().wake_one(); }
   };
   static Probe probe() noexcept { return {}; }
-  static AsyncWaiters& waiters(State& state) noexcept { return state.senders(); }
+  static AsyncWaiters& waiters(State& state) noexcept { return Way::lane(state).senders(); }
   static void pass_on(State& state) noexcept {
-    if (state.senders().count() != 0 && state.can_send()) state.senders().wake_one();
+    auto& lane = Way::lane(state);
+    if (lane.senders().count() != 0 && lane.can_send()) lane.senders().wake_one();
   }
   bool attempt(State& state) noexcept {
     try {
-      switch (state.put(std::move(*value_))) {
+      switch (Way::put(state, std::move(*value_))) {
         case ChannelStatus::ok: value_.reset(); return true;
         case ChannelStatus::full: return false;
         default: error_ = make_error_code(Errc::closed); return true;
@@ -315,7 +327,7 @@ class AsyncChannel {
   template <class CompletionToken>
   auto async_send(T value, CompletionToken&& token) {
     return initiate<void(error_code, std::optional<T>)>(std::forward<CompletionToken>(token),
-                                                        detail::SendStep<T>(std::move(value)));
+                                                        detail::SendStep<detail::IntoChannel<T>>(std::move(value)));
   }
 
   // --- receiving
@@ -393,7 +405,7 @@ class AsyncChannel {
   [[nodiscard]] bool is_closed() const noexcept { return state_->tickets().closed(); }
 
   /// How many values are sent and not received. While others send and receive: as it was at some moment of the call,
-  /// give or take sends that are being refused.
+  /// give or take sends that there was no memory for.
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(state_->tickets().values()); }
   /// 0: unbounded.
   [[nodiscard]] std::size_t capacity() const noexcept {

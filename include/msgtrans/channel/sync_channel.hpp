@@ -172,7 +172,7 @@ class SyncChannel {
   [[nodiscard]] bool is_closed() const noexcept { return tickets_.closed(); }
 
   /// How many values are sent and not received. While others send and receive: as it was at some moment of the call,
-  /// give or take sends that are being refused.
+  /// give or take sends that there was no memory for.
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(tickets_.values()); }
   /// 0: unbounded.
   [[nodiscard]] std::size_t capacity() const noexcept {

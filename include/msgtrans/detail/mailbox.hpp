@@ -6,8 +6,6 @@
 #include <memory>
 #include <msgtrans/channel/async_channel.hpp>
 #include <msgtrans/channel/channel_status.hpp>
-#include <new>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -67,43 +65,13 @@ class Mailbox {
   const std::shared_ptr<Lane> urgent_;
 };
 
-/// The steps of sending to a mailbox, waiting for room; see SendStep.
+/// How `SendStep` sends to one of a mailbox's lanes.
 template <class M, bool Urgent>
-class MailboxSendStep {
- public:
+struct IntoMailbox {
+  using Value = M;
   using State = Mailbox<M>;
-  explicit MailboxSendStep(M&& message) noexcept : message_(std::move(message)) {}
-
-  struct Probe {
-    static bool ready(State& state) noexcept { return state.lane(Urgent).can_send(); }
-    static void wake(State& state) noexcept { state.lane(Urgent).senders().wake_one(); }
-  };
-  static Probe probe() noexcept { return {}; }
-  static AsyncWaiters& waiters(State& state) noexcept { return state.lane(Urgent).senders(); }
-  static void pass_on(State& state) noexcept {
-    auto& lane = state.lane(Urgent);
-    if (lane.senders().count() != 0 && lane.can_send()) lane.senders().wake_one();
-  }
-  bool attempt(State& state) noexcept {
-    try {
-      switch (state.put(std::move(*message_), Urgent)) {
-        case ChannelStatus::ok: message_.reset(); return true;
-        case ChannelStatus::full: return false;
-        default: error_ = make_error_code(Errc::closed); return true;
-      }
-    } catch (const std::bad_alloc&) {
-      error_ = boost::system::errc::make_error_code(boost::system::errc::not_enough_memory);
-      return true;
-    }
-  }
-  template <class Handler>
-  void complete(Handler&& handler, error_code cancelled) {
-    std::forward<Handler>(handler)(cancelled ? cancelled : error_, std::move(message_));
-  }
-
- private:
-  std::optional<M> message_;
-  error_code error_;
+  static typename State::Lane& lane(State& state) noexcept { return state.lane(Urgent); }
+  static ChannelStatus put(State& state, M&& message) { return state.put(std::move(message), Urgent); }
 };
 
 }  // namespace msgtrans::detail

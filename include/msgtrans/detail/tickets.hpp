@@ -98,8 +98,6 @@ class Tickets {
   bool close() noexcept { return (word_.fetch_or(closed_bit) & closed_bit) == 0; }
 
   [[nodiscard]] bool closed() const noexcept { return (word_.load() & closed_bit) != 0; }
-  /// Nothing to receive, and no more to come.
-  [[nodiscard]] bool drained() const noexcept { return word_.load() == closed_bit; }
   [[nodiscard]] std::uint64_t count() const noexcept { return word_.load() / one_ticket; }
   /// The same without those that nobody has a value for: for who asks how much is there, and not for who takes.
   [[nodiscard]] std::uint64_t values() const noexcept {

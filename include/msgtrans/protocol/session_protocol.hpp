@@ -29,6 +29,13 @@ struct SharedResources {
   std::vector<std::byte> decompressed;  ///< the payload being delivered, if it came compressed
 };
 
+/// What of a session's options is for the wire.
+[[nodiscard]] inline wire::Limits limits_of(const SessionOptions& options) noexcept {
+  return {.max_payload = options.max_payload,
+          .max_extension = options.max_extension,
+          .max_decompressed = options.max_decompressed};
+}
+
 /// The life of one session, whatever carries its bytes: decoding, handing out packets no faster than their answers
 /// leave, deadlines, and the orderly end. No socket, no thread, no clock: bytes and the time come in; what is to be
 /// done next is asked for (`wants_read`, `outbound`, `shutdown_due`, `ended`, `deadline`). Not thread-safe.
@@ -50,10 +57,7 @@ class SessionProtocol {
   SessionProtocol(const SessionOptions& options, SharedResources& shared, TimePoint now) noexcept
       : options_(&options),
         shared_(&shared),
-        decoder_({.max_payload = options.max_payload,
-                  .max_extension = options.max_extension,
-                  .max_decompressed = options.max_decompressed},
-                 shared.buffers),
+        decoder_(limits_of(options), shared.buffers),
         began_(now),
         last_read_(now),
         last_packet_(now) {}
