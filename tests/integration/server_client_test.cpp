@@ -272,7 +272,7 @@ TEST(Requests, TakeTheTimeoutOfTheSessionsOptions) {
   (void)server.session().request("?", {}, error);
   EXPECT_EQ(error.code, Errc::request_timeout);
   EXPECT_GE(Clock::now() - began, 40ms);
-  EXPECT_LT(Clock::now() - began, 8s);    // not the ten seconds of the default
+  EXPECT_LT(Clock::now() - began, 8s);  // not the ten seconds of the default
 }
 
 TEST(Requests, ForgedAndDuplicateAnswersAreCountedAndReachNobody) {
