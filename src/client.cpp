@@ -2,6 +2,7 @@
 #include "client.hpp"
 
 #include "complete.hpp"
+#include "custom_transports.hpp"
 #include "handshake.hpp"
 #include "sockets.hpp"
 
@@ -27,7 +28,8 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
         resolver_(client_->shard_->executor()),
         socket_(client_->shard_->executor()),
         retry_(client_->shard_->executor()),
-        deadline_(client_->shard_->executor()) {}
+        deadline_(client_->shard_->executor()),
+        custom_(custom_transport_of(target_)) {}
 
   void start() {
     if (client_->options_.connect_timeout.count() != 0) {
@@ -40,6 +42,7 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
                                                     " ms"));
       });
     }
+    if (custom_) return connect_custom();
     if (target_.transport == Transport::unix_socket) return try_unix();
     error_code code;
     if (const auto address = asio::ip::make_address(target_.host, code); !code) {
@@ -66,6 +69,7 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
     retry_.cancel();
     error_code ignored;
     socket_.close(ignored);
+    custom_attempt_ = nullptr;
     if (handshake_) std::exchange(handshake_, nullptr)->end(error);
     client_->settle_attempt(std::move(error), std::move(connected));
   }
@@ -88,6 +92,32 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
       error_code code;
       self->agree(Descriptor(self->socket_.release(code)), {.transport = self->target_.transport, .address = address});
     });
+  }
+
+  void connect_custom() {
+    auto connected = [weak = weak_from_this(), shard = client_->shard_](Error error,
+                                                                        std::unique_ptr<Connection> connection) {
+      shard->post([weak, error = std::move(error), connection = std::move(connection)]() mutable {
+        const auto self = weak.lock();
+        if (self && self->connected_) self->custom_connected(std::move(error), std::move(connection));
+      });
+    };
+    try {
+      custom_attempt_ = custom_->connect(target_.path, client_->shard_->executor(), std::move(connected));
+    } catch (const std::exception& failure) {
+      end(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+    }
+  }
+
+  void custom_connected(Error error, std::unique_ptr<Connection> connection) {
+    if (error) return end(Error(error.code, "cannot connect to " + target_.url() + ": " + error.message()));
+    Link link{.connection = std::move(connection)};
+    try {
+      link.ready = ReadyState::attach(client_->shard_, *link.connection);
+    } catch (const std::exception& failure) {
+      return end(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+    }
+    agree(std::move(link), {.transport = target_.transport, .path = target_.path, .scheme = target_.scheme});
   }
 
   void try_unix() {
@@ -114,22 +144,30 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
   /// What the transport has to, before there is a session.
   void agree(Descriptor socket, Peer peer) {
     prepare(socket.get(), *client_->session_options_);
-    if (!make_connection_) return established({std::move(socket)}, std::move(peer));
+    Link link{.socket = std::move(socket)};
+    if (!make_connection_) return established(std::move(link), std::move(peer));
     try {
-      auto connection = make_connection_(socket.get());
-      handshake_ =
-          std::make_shared<Handshake>(client_->shard_, Link{std::move(socket), std::move(connection)},
-                                      [self = shared_from_this(), peer](const Error& error, Link link) mutable {
-                                        self->handshake_ = nullptr;
-                                        if (!error) return self->established(std::move(link), std::move(peer));
-                                        Error told(error.code);
-                                        try {
-                                          told.text = "no session with " + peer.to_string() + ": " + error.message();
-                                        } catch (const std::bad_alloc&) {
-                                          // The code says enough.
-                                        }
-                                        self->end(std::move(told));
-                                      });
+      link.connection = make_connection_(link.socket.get());
+    } catch (const std::exception& failure) {
+      return end(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
+    }
+    agree(std::move(link), std::move(peer));
+  }
+
+  void agree(Link link, Peer peer) {
+    try {
+      handshake_ = std::make_shared<Handshake>(
+          client_->shard_, std::move(link), [self = shared_from_this(), peer](const Error& error, Link agreed) mutable {
+            self->handshake_ = nullptr;
+            if (!error) return self->established(std::move(agreed), std::move(peer));
+            Error told(error.code);
+            try {
+              told.text = "no session with " + peer.to_string() + ": " + error.message();
+            } catch (const std::bad_alloc&) {
+              // The code says enough.
+            }
+            self->end(std::move(told));
+          });
       handshake_->start(std::chrono::milliseconds{0});  // the attempt's deadline is for this too
     } catch (const std::exception& failure) {
       handshake_ = nullptr;
@@ -154,9 +192,11 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
   Connected connected_;
   tcp::resolver resolver_;
   tcp::socket socket_;
-  asio::steady_timer retry_;  // of a Unix socket
-  asio::steady_timer deadline_;
-  std::shared_ptr<Handshake> handshake_;  // while there is one
+  Timer retry_;  // of a Unix socket
+  Timer deadline_;
+  std::shared_ptr<CustomTransport> custom_;  // null: the library connects
+  std::shared_ptr<void> custom_attempt_;     // while it connects
+  std::shared_ptr<Handshake> handshake_;     // while there is one
   std::vector<tcp::endpoint> addresses_;
   std::size_t next_ = 0;
   Error last_error_;

@@ -6,7 +6,6 @@
 #include "shard.hpp"
 
 #include <atomic>
-#include <boost/asio/steady_timer.hpp>
 #include <condition_variable>
 #include <msgtrans/client_transport.hpp>
 #include <mutex>

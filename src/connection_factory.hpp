@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "connection.hpp"
 #include "tls.hpp"
 
 #include <functional>
@@ -10,6 +9,7 @@
 #include <msgtrans/error.hpp>
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/transport/connection.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <mutex>
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "custom_transports.hpp"
+
 #include <algorithm>
 #include <charconv>
 #include <msgtrans/transport/endpoint.hpp>
@@ -89,8 +91,21 @@ bool split_websocket(std::string_view text, Endpoint& endpoint, std::string& pro
   return split(std::string(authority) + usual, endpoint, problem);
 }
 
+bool check_name(std::string_view name, Endpoint& endpoint, std::string& problem) {
+  if (name.empty()) {
+    problem = "no name";
+  } else if (!std::ranges::all_of(name, [](char c) { return c > ' ' && c < 127 && c != '#'; })) {
+    problem = "\"" + std::string(name) + "\" is no name";
+  } else {
+    endpoint.path = name;
+    return true;
+  }
+  return false;
+}
+
 bool parse(Transport transport, std::string_view text, Endpoint& endpoint, std::string& problem) {
   endpoint.transport = transport;
+  if (transport == Transport::in_process) return check_name(text, endpoint, problem);
   if (transport == Transport::unix_socket) return check_path(text, endpoint, problem);
   if (!is_websocket(transport)) return split(text, endpoint, problem);
   if (text.find("://") == std::string_view::npos) return split_websocket(text, endpoint, problem);
@@ -126,19 +141,23 @@ std::string_view to_string(Transport transport) noexcept {
     case Transport::unix_socket: return "unix";
     case Transport::websocket: return "ws";
     case Transport::websocket_tls: return "wss";
+    case Transport::in_process: return "inproc";
+    case Transport::custom: return "custom";
   }
   return "?";
 }
 
 std::string Endpoint::to_string() const {
-  if (transport == Transport::unix_socket) return path;
+  if (transport == Transport::unix_socket || transport == Transport::in_process || transport == Transport::custom) {
+    return path;
+  }
   const bool ipv6 = host.find(':') != std::string::npos;
   const std::string behind = is_websocket(transport) && path != "/" ? path : std::string();
   return (ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port) + behind;
 }
 
 std::string Endpoint::url() const {
-  return std::string(msgtrans::to_string(transport)) + "://" + to_string();
+  return std::string(transport == Transport::custom ? scheme : msgtrans::to_string(transport)) + "://" + to_string();
 }
 
 std::ostream& operator<<(std::ostream& out, const Endpoint& endpoint) {
@@ -161,6 +180,18 @@ Endpoint unix_socket(std::string_view path) {
   return parsed(Transport::unix_socket, path);
 }
 
+Endpoint in_process(std::string_view name) {
+  return parsed(Transport::in_process, name);
+}
+
+Endpoint custom(std::string_view scheme, std::string_view address) {
+  const auto registered = detail::find_scheme(scheme);
+  if (registered.empty()) {
+    throw Exception(invalid(std::string(scheme) + "://" + std::string(address), "no such scheme is registered"));
+  }
+  return {.transport = Transport::custom, .path = std::string(address), .scheme = registered};
+}
+
 std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
   const auto mark = url.find("://");
   const std::string_view scheme = mark == std::string_view::npos ? std::string_view() : url.substr(0, mark);
@@ -171,6 +202,9 @@ std::optional<Endpoint> parse_url(std::string_view url, Error& error) {
   } else {
     const auto named = std::ranges::find(transports, scheme, [](Transport one) { return to_string(one); });
     Endpoint endpoint;
+    if (const auto registered = detail::find_scheme(scheme); !registered.empty()) {
+      return Endpoint{.transport = Transport::custom, .path = std::string(rest), .scheme = registered};
+    }
     if (named == transports.end()) {
       problem = "unknown scheme \"" + std::string(scheme) + "\"; there are " + all_schemes();
     } else if (parse(*named, rest, endpoint, problem)) {

@@ -18,7 +18,7 @@ void Handshake::start(std::chrono::milliseconds timeout) {
   shard_->add(shared_from_this());
   try {
     // Always for writing at first: the first step is when the socket says so, which it does at once.
-    shard_->poller().add(link_.socket.get(), *this, true, true);
+    link_.watch(shard_->poller(), *this, true, true);
   } catch (...) {
     shard_->remove(*this);
     throw;
@@ -45,7 +45,7 @@ void Handshake::step() {
       case Connection::Status::done: {
         Link link = std::move(link_);
         shard_->timers().disarm(timer_);
-        shard_->poller().remove(link.socket.get(), *this);
+        link.end_watch(shard_->poller(), *this);
         watched_ = false;
         const auto keep = shared_from_this();
         shard_->remove(*this);
@@ -53,7 +53,7 @@ void Handshake::step() {
       }
       case Connection::Status::blocked: {
         const bool write = link_.connection->wants_write();
-        if (write != watching_write_) shard_->poller().change(link_.socket.get(), *this, true, write);
+        if (!link_.ready && write != watching_write_) link_.change_watch(shard_->poller(), *this, true, write);
         watching_write_ = write;
         return;
       }
@@ -67,10 +67,15 @@ void Handshake::step() {
 /// The peer may have been told why, which a reset would take from it: so what it still sends is read, for a while.
 void Handshake::failed(Error error) noexcept {
   constexpr std::chrono::seconds linger{1};
+  if (!link_.socket) {
+    const auto keep = shared_from_this();
+    leave();
+    return tell(std::move(error), {});
+  }
   link_.connection.reset();
   tell(std::move(error), {});
   ::shutdown(link_.socket.get(), SHUT_WR);
-  if (watching_write_) shard_->poller().change(link_.socket.get(), *this, true, false);
+  if (watching_write_) link_.change_watch(shard_->poller(), *this, true, false);
   watching_write_ = false;
   shard_->timers().arm(timer_, shard_->now() + linger);
 }
@@ -89,7 +94,7 @@ void Handshake::expired() noexcept {
     late.text = "the handshake was not finished within " + std::to_string(timeout_.count()) + " ms";
     if (const auto waits = link_.connection->describe_handshake(); !waits.empty()) late.text += ": " + waits;
     (void)link_.connection->shut_down(late);  // tells the peer, if its transport can
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     // The code says enough.
   }
   failed(std::move(late));
@@ -99,19 +104,18 @@ void Handshake::end(const Error& why) noexcept {
   const auto keep = shared_from_this();
   try {
     if (link_.connection) (void)link_.connection->shut_down(why);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     // The peer sees the end without a word.
   }
-  link_.connection.reset();
   leave();
   if (done_) tell(why, {});
 }
 
 void Handshake::leave() noexcept {
   shard_->timers().disarm(timer_);
-  if (watched_) shard_->poller().remove(link_.socket.get(), *this);
+  if (watched_) link_.end_watch(shard_->poller(), *this);
   watched_ = false;
-  link_.socket.reset();
+  link_ = {};
   shard_->remove(*this);
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "connection.hpp"
-#include "descriptor.hpp"
+#include "link.hpp"
 #include "poller.hpp"
 #include "session_state.hpp"
 #include "shard.hpp"

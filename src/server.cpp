@@ -3,6 +3,7 @@
 
 #include "check_duration.hpp"
 #include "complete.hpp"
+#include "custom_transports.hpp"
 #include "handshake.hpp"
 #include "shard_executor.hpp"
 
@@ -106,8 +107,13 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
   auto make_connection = factory_for(endpoint, options, *session, tls, error);
   if (error) return std::nullopt;
   const bool is_unix = endpoint.transport == Transport::unix_socket;
+  const auto custom = custom_transport_of(endpoint);
+  if (endpoint.transport == Transport::custom && !custom) {
+    error = Error(Errc::invalid_address, "no transport is registered for \"" + std::string(endpoint.scheme) + "\"");
+    return std::nullopt;
+  }
   std::vector<asio::ip::tcp::endpoint> addresses;
-  if (!is_unix && (addresses = look_up(endpoint, true, error)).empty()) return std::nullopt;
+  if (!is_unix && !custom && (addresses = look_up(endpoint, true, error)).empty()) return std::nullopt;
 
   const std::lock_guard lock(mutex_);
   if (state_ != State::idle && state_ != State::running) {
@@ -121,8 +127,20 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
                                         .make_connection = std::move(make_connection)}),
                     .acceptors = {},
                     .file = {},
-                    .tls = std::move(tls)};
-  if (is_unix) {
+                    .tls = std::move(tls),
+                    .custom = {}};
+  if (custom) {
+    try {
+      listener.custom = custom->listen(endpoint.path, options, error);
+    } catch (const std::exception& failure) {
+      error = Error(make_error_code(boost::system::errc::not_enough_memory), failure.what());
+    }
+    if (!listener.custom) {
+      error.text = "cannot listen on " + endpoint.url() + ": " + error.message();
+      return std::nullopt;
+    }
+    listener.endpoint.path = listener.custom->address();
+  } else if (is_unix) {
     // The system deals connections out among the listeners of a port, but a file has only one.
     listener.file = std::make_shared<SocketFile>();
     Descriptor socket = listen_unix(endpoint, options.backlog, options.permissions, *listener.file, error);
@@ -164,18 +182,18 @@ bool Server::is_running() const {
 }
 
 void Server::start_accepting(const Listener& listener) {
+  if (listener.custom) return start_custom(listener);
   const bool deals = listener.acceptors.size() < shards_.size();
   for (std::size_t i = 0; i < listener.acceptors.size(); ++i) {
     Shard* const shard = shards_[i].get();
     const auto failed = [self = shared_from_this(), shard](Error error) {
-      shard->counters().accept_failures.add(1);
-      self->failed({{}, std::move(error), nullptr});
+      self->accept_failed(*shard, std::move(error));
     };
-    Acceptor::OnConnection take = [self = shared_from_this(), shard, options = listener.options](Descriptor socket,
-                                                                                                 Peer peer) {
-      self->accepted(*shard, std::move(socket), std::move(peer), options);
+    Acceptor::OnConnection take = [self = shared_from_this(), shard, deals, options = listener.options](
+                                      Descriptor socket, Peer peer) {
+      if (deals) return self->deal_out({std::move(socket)}, std::move(peer), options);
+      self->accepted(*shard, {std::move(socket)}, std::move(peer), options);
     };
-    if (deals) take = deal_out(*shard, listener.options);
     shard->post([self = shared_from_this(), acceptor = listener.acceptors[i], take = std::move(take), failed] {
       // Stopped meanwhile: the acceptor may be closed already.
       if (self->is_running()) acceptor->start(take, failed);
@@ -183,18 +201,42 @@ void Server::start_accepting(const Listener& listener) {
   }
 }
 
-/// To the shards in turn.
-Acceptor::OnConnection Server::deal_out(Shard& accepting, const std::shared_ptr<const ListenerOptions>& options) {
-  return [self = shared_from_this(), shard = &accepting, options](Descriptor socket, Peer peer) {
-    auto& to = *self->shards_[self->next_shard_++ % self->shards_.size()];
-    try {
-      to.post([self, to = &to, options, socket = std::move(socket), peer = std::move(peer)]() mutable {
-        if (self->is_running()) self->accepted(*to, std::move(socket), std::move(peer), options);
-      });
-    } catch (const std::bad_alloc& exception) {
-      self->no_memory(*shard, exception);
-    }
+void Server::start_custom(const Listener& listener) {
+  const auto& shard = shards_.front();
+  CustomListener::OnConnection take = [self = shared_from_this(), options = listener.options,
+                                       endpoint = listener.endpoint](std::unique_ptr<Connection> connection,
+                                                                     std::string name) {
+    self->deal_out({.connection = std::move(connection)},
+                   {.transport = endpoint.transport, .path = std::move(name), .scheme = endpoint.scheme}, options);
   };
+  CustomListener::OnFailure failed = [self = shared_from_this(), shard = shard.get()](Error error) {
+    self->accept_failed(*shard, std::move(error));
+  };
+  shard->post([self = shared_from_this(), custom = listener.custom, take = std::move(take),
+               failed = std::move(failed)]() mutable {
+    if (!self->is_running()) return;
+    try {
+      custom->start(self->shards_.front()->executor(), std::move(take), std::move(failed));
+    } catch (const std::exception& exception) {
+      self->no_memory(*self->shards_.front(), exception);
+    }
+  });
+}
+
+void Server::deal_out(Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options) {
+  auto& to = *shards_[next_shard_.fetch_add(1, std::memory_order_relaxed) % shards_.size()];
+  try {
+    to.post([self = shared_from_this(), to = &to, options, link = std::move(link), peer = std::move(peer)]() mutable {
+      if (self->is_running()) self->accepted(*to, std::move(link), std::move(peer), options);
+    });
+  } catch (const std::bad_alloc& exception) {
+    no_memory(to, exception);
+  }
+}
+
+void Server::accept_failed(Shard& shard, Error error) noexcept {
+  shard.counters().accept_failures.add(1);
+  failed({{}, std::move(error), nullptr});
 }
 
 void Server::start() {
@@ -238,8 +280,7 @@ void Server::start_locked() {
   for (const auto& listener : listeners_) start_accepting(listener);
 }
 
-void Server::accepted(Shard& shard, Descriptor socket, Peer peer,
-                      const std::shared_ptr<const ListenerOptions>& options) {
+void Server::accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options) {
   bool admitted = false;
   try {
     admitted = registry_->admit(peer);
@@ -248,14 +289,18 @@ void Server::accepted(Shard& shard, Descriptor socket, Peer peer,
       failed({{}, Error(Errc::too_many_sessions, "refused " + peer.to_string() + ": too many sessions"), nullptr});
       return;
     }
-    prepare(socket.get(), *options->session);
-    if (!options->make_connection) return connected(shard, {std::move(socket)}, std::move(peer), *options);
-    auto connection = options->make_connection(socket.get());
+    if (link.connection) {
+      link.ready = ReadyState::attach(shard.shared_from_this(), *link.connection);
+    } else {
+      prepare(link.socket.get(), *options->session);
+      if (!options->make_connection) return connected(shard, std::move(link), std::move(peer), *options);
+      link.connection = options->make_connection(link.socket.get());
+    }
     const auto handshake = std::make_shared<Handshake>(
-        shard.shared_from_this(), Link{std::move(socket), std::move(connection)},
-        [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link link) mutable {
+        shard.shared_from_this(), std::move(link),
+        [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link agreed) mutable {
           if (error) return self->handshake_failed(*raw, peer, error);
-          self->connected(*raw, std::move(link), std::move(peer), *options);
+          self->connected(*raw, std::move(agreed), std::move(peer), *options);
         });
     handshake->start(options->handshake_timeout);
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
@@ -543,6 +588,7 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   for (const auto& listener : listeners) {
     if (listener.file) listener.file->remove();
   }
+  if (ran) stop_custom(listeners);
   for (std::size_t i = 0; i < shards_.size(); ++i) {
     std::vector<std::shared_ptr<Acceptor>> acceptors;
     for (const auto& listener : listeners) {
@@ -564,6 +610,12 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   actors_->state()->end_loop();
   control_->shut_down(nullptr);
   for (const auto& shard : shards_) shard->finish([self = shared_from_this()] { self->shard_finished(); });
+}
+
+void Server::stop_custom(const std::vector<Listener>& listeners) {
+  for (const auto& listener : listeners) {
+    if (listener.custom) shards_.front()->post([custom = listener.custom] { custom->stop(); });
+  }
 }
 
 StopReport Server::stop(std::chrono::milliseconds drain) {

@@ -3,6 +3,7 @@
 
 #include "connection_factory.hpp"
 #include "control_loop.hpp"
+#include "link.hpp"
 #include "session_registry.hpp"
 #include "session_state.hpp"
 #include "shard.hpp"
@@ -14,6 +15,7 @@
 #include <memory>
 #include <msgtrans/actor/actor_manager.hpp>
 #include <msgtrans/server_transport.hpp>
+#include <msgtrans/transport/custom_transport.hpp>
 #include <mutex>
 #include <vector>
 
@@ -84,16 +86,21 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
     std::vector<std::shared_ptr<Acceptor>> acceptors;  // one a shard; or one, which deals out to all
     std::shared_ptr<SocketFile> file;                  // of a Unix socket
     std::shared_ptr<TlsOfListener> tls;                // null: not encrypted
+    std::shared_ptr<CustomListener> custom;            // instead of acceptors
   };
 
   void start_locked();
   void begin_stop(std::chrono::milliseconds drain);
   [[nodiscard]] bool is_running() const;
   void start_accepting(const Listener& listener);
-  [[nodiscard]] Acceptor::OnConnection deal_out(Shard& accepting,
-                                                const std::shared_ptr<const ListenerOptions>& options);
-  /// On `shard`, from whatever shard it was accepted on.
-  void accepted(Shard& shard, Descriptor socket, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
+  void start_custom(const Listener& listener);
+  void stop_custom(const std::vector<Listener>& listeners);
+  /// To the shards in turn. Any thread.
+  void deal_out(Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
+  /// On `shard`, from whatever shard it was accepted on. `link`: a socket, or a connection without one.
+  void accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
+  /// Any thread.
+  void accept_failed(Shard& shard, Error error) noexcept;
   /// It has a place, and no handshake is left to do.
   void connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept;
   void handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept;
@@ -122,7 +129,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   std::mutex join_mutex_;
   State state_ = State::idle;
   std::vector<Listener> listeners_;
-  std::size_t next_shard_ = 0;               // of those that one acceptor deals out to; the first shard's
+  std::atomic<std::size_t> next_shard_{0};   // of those that one acceptor deals out to
   asio::io_context* run_context_ = nullptr;  // of run(), while it waits
   std::size_t shards_draining_ = 0;
   TimePoint stop_by_{};

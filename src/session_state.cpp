@@ -3,12 +3,14 @@
 
 #include "complete.hpp"
 #include "control_loop.hpp"
+#include "in_process.hpp"
 
 #include <algorithm>
 #include <array>
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/error.hpp>
 #include <cerrno>
+#include <limits>
 #include <linux/sockios.h>
 #include <msgtrans/detail/exception_text.hpp>
 #include <msgtrans/detail/insist.hpp>
@@ -105,10 +107,10 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       host_(std::move(host)),
       options_(std::move(options)),
       peer_(std::move(peer)),
-      socket_(std::move(link.socket)),
-      connection_(std::move(link.connection)),
-      bare_(!connection_),
-      tls_(connection_ ? tls_peer_of(*connection_) : nullptr),
+      link_(std::move(link)),
+      in_process_(dynamic_cast<InProcessConnection*>(link_.connection.get())),
+      bare_(!link_.connection),
+      tls_(link_.connection ? tls_peer_of(*link_.connection) : nullptr),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
@@ -420,7 +422,7 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
         !high_priority(header)) {
       make_room(size);
     }
-    if (payload.size() < protocol::OutboundQueue::large_payload || write_waiting_ ||
+    if (payload.size() < protocol::OutboundQueue::large_payload || write_waiting_ || in_process_ != nullptr ||
         !write_through(header, extension, payload, kind)) {
       protocol_.outbound().append(header, extension, payload, kind);
     }
@@ -452,9 +454,10 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   std::array<std::byte, wire::header_size> head;
   wire::encode_header(complete, head);
   std::array<iovec, 3> pieces{iovec_of(head), iovec_of(extension), iovec_of(payload)};
-  const std::size_t written = write_some(pieces);
-  if (is_lost()) return true;
   const std::size_t size = complete.packet_size();
+  bool full = false;
+  const std::size_t written = write_some(pieces, size, full);
+  if (is_lost()) return true;
   if (written == size) {
     protocol_.note_written(written, 1, shard_->now());
     shard_->counters().packets_out.add(1);
@@ -652,10 +655,11 @@ void SessionState::refuse_waiting() noexcept {
   waiting_.reset();
 }
 
-std::size_t SessionState::write_some(std::span<iovec> pieces) {
-  if (connection_) {
+std::size_t SessionState::write_some(std::span<iovec> pieces, std::size_t offered, bool& full) {
+  if (link_.connection) {
     std::size_t taken = 0;
-    const auto status = connection_->write(pieces, taken);
+    const auto status = link_.connection->write(pieces, taken);
+    full = taken < offered && (status == Connection::Status::blocked || taken == 0);
     shard_->counters().bytes_out.add(taken);
     if (status == Connection::Status::failed) connection_failed();
     return taken;
@@ -664,14 +668,15 @@ std::size_t SessionState::write_some(std::span<iovec> pieces) {
   ssize_t count = 0;
   do {
     if (pieces.size() == 1) {  // noticeably cheaper
-      count = ::send(socket_.get(), pieces.front().iov_base, pieces.front().iov_len, MSG_NOSIGNAL);
+      count = ::send(link_.socket.get(), pieces.front().iov_base, pieces.front().iov_len, MSG_NOSIGNAL);
     } else {
       msghdr message{};
       message.msg_iov = pieces.data();
       message.msg_iovlen = pieces.size();
-      count = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+      count = ::sendmsg(link_.socket.get(), &message, MSG_NOSIGNAL);
     }
   } while (count < 0 && errno == EINTR);
+  full = count < 0 || static_cast<std::size_t>(count) < offered;
   if (count >= 0) {
     shard_->counters().bytes_out.add(static_cast<std::uint64_t>(count));
     return static_cast<std::size_t>(count);
@@ -681,7 +686,7 @@ std::size_t SessionState::write_some(std::span<iovec> pieces) {
 }
 
 void SessionState::flush_connection() {
-  switch (connection_->flush()) {
+  switch (link_.connection->flush()) {
     case Connection::Status::failed: connection_failed(); break;
     case Connection::Status::blocked:
       protocol_.write_blocked(shard_->now());
@@ -693,29 +698,30 @@ void SessionState::flush_connection() {
 }
 
 bool SessionState::shut_down() {
-  if (connection_) {
-    const auto status = connection_->shut_down(protocol_.reason());
+  if (link_.connection) {
+    const auto status = link_.connection->shut_down(protocol_.reason());
     if (status == Connection::Status::blocked) {
       protocol_.write_blocked(shard_->now());
       write_waiting_ = true;
       return false;
     }
     if (status == Connection::Status::failed) {
-      protocol_.abort(connection_->error());
+      protocol_.abort(link_.connection->error());
       return false;
     }
-    if (connection_->awaits_peers_end()) return true;
+    if (link_.connection->awaits_peers_end()) return true;
   }
-  ::shutdown(socket_.get(), SHUT_WR);
+  if (link_.socket) ::shutdown(link_.socket.get(), SHUT_WR);
   return true;
 }
 
 /// Nothing can be said through it any more; but what it has told the peer of the reason should not be lost by a reset,
 /// so the socket ends as any other.
 void SessionState::connection_failed() {
-  const Error error = connection_->error();
+  const Error error = link_.connection->error();
   const bool lost = error.code.category() == boost::system::system_category();
-  connection_.reset();
+  link_.connection.reset();
+  in_process_ = nullptr;
   write_waiting_ = false;
   if (lost || !protocol_.accepts()) return protocol_.abort(error);
   drop_outbound();
@@ -734,7 +740,30 @@ void SessionState::abort_by_system(const char* what) {
   protocol_.abort(Error(code, std::string(what) + " " + peer_.to_string() + ": " + code.message()));
 }
 
+void SessionState::hand_over() {
+  while (!protocol_.outbound_empty() && !protocol_.ended() && !write_waiting_) {
+    std::size_t most = 0;
+    bool exact = false;
+    switch (in_process_->room(most, exact)) {
+      case Connection::Status::done: break;
+      case Connection::Status::failed: return connection_failed();
+      default:
+        protocol_.write_blocked(shard_->now());
+        write_waiting_ = true;
+        unacknowledged_ = unacknowledged();
+        return;
+    }
+    std::size_t count = 0;
+    const auto left = protocol_.hand_over(most, exact, shard_->now(), count,
+                                          [this](protocol::OutboundBlock& block) { in_process_->write(block); });
+    shard_->counters().bytes_out.add(count);
+    shard_->counters().packets_out.add(left.packets);
+    release(left);
+  }
+}
+
 void SessionState::write_out() {
+  if (in_process_ != nullptr) return hand_over();
   std::array<std::span<const std::byte>, 64> pieces;
   std::array<iovec, 64> vectors;
   while (!protocol_.outbound_empty() && !protocol_.ended() && !write_waiting_) {
@@ -744,21 +773,22 @@ void SessionState::write_out() {
       vectors[i] = iovec_of(pieces[i]);
       offered += pieces[i].size();
     }
-    const std::size_t written = write_some(std::span(vectors).first(count));
+    bool full = false;
+    const std::size_t written = write_some(std::span(vectors).first(count), offered, full);
     if (protocol_.outbound_empty()) return;  // the connection failed
     if (written != 0) {
       const auto left = protocol_.written(written, shard_->now());
       shard_->counters().packets_out.add(left.packets);
       release(left);
     }
-    if (written < offered && !protocol_.ended()) {
+    if (full && !protocol_.ended()) {
       // The socket's buffer is full: asking again at once would only cost a call.
       protocol_.write_blocked(shard_->now());
       write_waiting_ = true;
       unacknowledged_ = unacknowledged();
     }
   }
-  if (connection_ && connection_->wants_write() && !write_waiting_ && !protocol_.ended()) flush_connection();
+  if (link_.connection && link_.connection->wants_write() && !write_waiting_ && !protocol_.ended()) flush_connection();
 }
 
 void SessionState::release(const protocol::OutboundQueue::Written& left) noexcept {
@@ -785,10 +815,10 @@ void SessionState::publish_answers() noexcept {
 // --- on the shard: in
 
 void SessionState::open() {
-  shard_->poller().add(socket_.get(), *this, true, false);
+  link_.watch(shard_->poller(), *this, true, false);
   watching_read_ = true;
   opened_ = true;
-  if (connection_) (void)connection_->keep_alive(shard_->now());  // from now on
+  if (link_.connection) (void)link_.connection->keep_alive(shard_->now());  // from now on
   shard_->add(*this);
   shard_->counters().sessions_total.add(1);
   shard_->touch(*this);
@@ -805,33 +835,52 @@ void SessionState::refuse() noexcept {
   protocol_.release();
   try {
     // In order, as far as that goes without waiting: else the peer would take it for a cut.
-    if (connection_) (void)connection_->shut_down(Error(Errc::refused));
-  } catch (const std::bad_alloc&) {
+    if (link_.connection) (void)link_.connection->shut_down(Error(Errc::refused));
+  } catch (const std::exception&) {
     // It sees the end without a word.
   }
-  connection_.reset();
-  socket_.reset();
+  link_ = {};
   host_ = nullptr;
 }
 
-bool SessionState::read_once() {
-  const auto buffer = Shard::read_buffer();
-  if (connection_) {
-    std::size_t count = 0;
-    const auto status = connection_->read(buffer, count);
-    input_drained_ = !connection_->has_input();
-    switch (status) {
-      case Connection::Status::done: receive(buffer.first(count)); return true;
-      case Connection::Status::blocked: return false;
-      case Connection::Status::ended: {
-        Error reason = connection_->end_reason();
-        receive_end(reason ? std::move(reason) : Error(Errc::closed_by_peer));
-        return true;
-      }
-      case Connection::Status::failed: connection_failed(); return true;
-    }
+bool SessionState::read_connection() {
+  std::size_t count = 0;
+  bool more = false;  // the signal does not tell of it again
+  protocol::OutboundBlock block;
+  std::span<const std::byte> bytes;
+  Connection::Status status{};
+  if (in_process_ != nullptr) {
+    status = in_process_->read(block, more);
+    input_drained_ = !more;
+    bytes = block.bytes();
+  } else {
+    const auto buffer = Shard::read_buffer();
+    status = link_.connection->read(buffer, count);
+    input_drained_ = !link_.connection->has_input();
+    bytes = buffer.first(count);
+    more = link_.ready && status == Connection::Status::done;
   }
-  const ssize_t result = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
+  // Not at once: others want their turn.
+  if (more) link_.ready->tell(ReadyState::readable);
+  switch (status) {
+    case Connection::Status::done: receive(bytes); break;
+    case Connection::Status::blocked: return false;
+    case Connection::Status::ended: {
+      Error reason = link_.connection->end_reason();
+      receive_end(reason ? std::move(reason) : Error(Errc::closed_by_peer));
+      break;
+    }
+    case Connection::Status::failed: connection_failed(); break;
+  }
+  shard_->resources().buffers.give(std::move(block.own));
+  return true;
+}
+
+bool SessionState::read_once() {
+  if (link_.connection) return read_connection();
+  if (!link_.socket) return false;  // the connection has failed
+  const auto buffer = Shard::read_buffer();
+  const ssize_t result = ::recv(link_.socket.get(), buffer.data(), buffer.size(), 0);
   if (result < 0) {
     if (errno == EINTR) return true;
     if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -876,7 +925,7 @@ void SessionState::on_ready(bool readable, bool writable, bool broken) {
     } else if (broken) {
       int code = 0;
       socklen_t size = sizeof code;
-      ::getsockopt(socket_.get(), SOL_SOCKET, SO_ERROR, &code, &size);
+      ::getsockopt(link_.socket.get(), SOL_SOCKET, SO_ERROR, &code, &size);
       errno = code != 0 ? code : ECONNRESET;
       abort_by_system("lost");
     }
@@ -961,8 +1010,12 @@ void SessionState::handler_failed(const std::exception_ptr& exception) noexcept 
 // --- on the shard: life
 
 int SessionState::unacknowledged() const noexcept {
+  if (!link_.socket) {
+    constexpr std::size_t most = std::numeric_limits<int>::max();
+    return link_.connection ? static_cast<int>(std::min(link_.connection->unacknowledged(), most)) : 0;
+  }
   int bytes = 0;
-  return ::ioctl(socket_.get(), SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+  return ::ioctl(link_.socket.get(), SIOCOUTQ, &bytes) == 0 ? bytes : 0;
 }
 
 bool SessionState::nothing_owed() noexcept {
@@ -996,7 +1049,8 @@ void SessionState::settle() noexcept {
       admit_waiting();
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       // It may hold what the socket does not show.
-      if (connection_ && connection_->has_input() && protocol_.wants_read() && !protocol_.ended() && read_once()) {
+      if (link_.connection && link_.connection->has_input() && protocol_.wants_read() && !protocol_.ended() &&
+          read_once()) {
         continue;
       }
       if (protocol_.resumable()) {
@@ -1026,7 +1080,7 @@ void SessionState::settle() noexcept {
     // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
     // only when the peer has all of it is it safe to go at once. Our own end counts as one byte.
     if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering && input_drained_ &&
-        !(connection_ && connection_->awaits_peers_end()) && unacknowledged() <= 1) {
+        !(link_.connection && link_.connection->awaits_peers_end()) && unacknowledged() <= 1) {
       protocol_.delivered();
     }
     if (protocol_.ended()) return finish();
@@ -1060,17 +1114,19 @@ void SessionState::fail_requests() noexcept {
 
 void SessionState::arm() {
   const bool read = protocol_.wants_read();
-  if (read != watching_read_ || write_waiting_ != watching_write_) {
+  const bool lingers = protocol_.phase() == protocol::SessionProtocol::Phase::lingering;
+  const bool write = write_waiting_ || (lingers && link_.ready);  // which tells when all has arrived
+  if (read != watching_read_ || write != watching_write_) {
     watching_read_ = read;
-    watching_write_ = write_waiting_;
-    shard_->poller().change(socket_.get(), *this, read, write_waiting_);
+    watching_write_ = write;
+    link_.change_watch(shard_->poller(), *this, read, write);
   }
   TimePoint next = protocol_.deadline();
-  if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering) {
+  if (lingers) {
     next = std::min(next, shard_->now() + std::chrono::milliseconds(10));  // asks again whether all has arrived
   }
   if (waiting_) next = std::min(next, waiting_->deadline);
-  if (connection_ && read && protocol_.accepts()) next = std::min(next, connection_->keep_alive_due());
+  if (link_.connection && read && protocol_.accepts()) next = std::min(next, link_.connection->keep_alive_due());
   if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
 }
 
@@ -1088,12 +1144,12 @@ void SessionState::expired() {
 }
 
 void SessionState::keep_alive() noexcept {
-  if (!connection_ || !protocol_.accepts() || connection_->keep_alive_due() > shard_->now()) return;
+  if (!link_.connection || !protocol_.accepts() || link_.connection->keep_alive_due() > shard_->now()) return;
   try {
-    if (protocol_.wants_read() && connection_->keep_alive(shard_->now()) == Connection::Status::failed) {
+    if (protocol_.wants_read() && link_.connection->keep_alive(shard_->now()) == Connection::Status::failed) {
       connection_failed();
     }
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     protocol_.abort(make_error_code(boost::system::errc::not_enough_memory));
   }
 }
@@ -1124,9 +1180,8 @@ void SessionState::finish() noexcept {
   release_actor();
   protocol_.release();
   shard_->timers().disarm(timer_);
-  shard_->poller().remove(socket_.get(), *this);
-  connection_.reset();
-  socket_.reset();
+  link_.end_watch(shard_->poller(), *this);
+  link_ = {};
   if (is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);
     host_->failed({id_, protocol_.reason(), nullptr});

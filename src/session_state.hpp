@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "connection.hpp"
-#include "descriptor.hpp"
+#include "link.hpp"
 #include "packed_payload.hpp"
 #include "peer.hpp"
 #include "poller.hpp"
@@ -24,6 +23,7 @@ namespace msgtrans::detail {
 
 template <class M>
 class ActorCore;
+class InProcessConnection;
 
 /// The header of what a caller sends; its message id and lengths are not set.
 [[nodiscard]] wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept;
@@ -113,13 +113,7 @@ class ControlOrder {
   std::atomic<std::uint32_t> made_{0};  // how many, twice, and whether that is all
 };
 
-/// A socket, and what stands between it and the session's packets; null if nothing does.
-struct Link {
-  Descriptor socket;
-  std::unique_ptr<Connection> connection = {};
-};
-
-/// One session: what its handles refer to. It owns the socket and does what its `SessionProtocol` says.
+/// One session: what its handles refer to. It owns the link and does what its `SessionProtocol` says.
 ///
 /// Members are for the shard unless marked. A session is kept alive by its shard's list from `open` to `finish`, by
 /// the operations that are under way, and by the users' handles.
@@ -240,6 +234,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void keep_alive() noexcept;
   /// \returns false if there was nothing to read.
   bool read_once();
+  bool read_connection();
   void receive(std::span<const std::byte> bytes);
   void receive_end(Error reason = Errc::closed_by_peer);
   void on_ready(bool readable, bool writable, bool broken) override;
@@ -248,10 +243,13 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void deliver_to_actor(const Message& message);
   void release_actor() noexcept;
   void write_out();
+  /// The same without copying.
+  void hand_over();
   /// With errno as the reason.
   void abort_by_system(const char* what);
-  /// \returns how many bytes the socket took, 0 if none now or if it failed: then the session is aborted.
-  std::size_t write_some(std::span<iovec> pieces);
+  /// \returns how many bytes the link took, 0 if none now or if it failed: then the session is aborted. `full`: it
+  /// takes no more until the poller says so.
+  std::size_t write_some(std::span<iovec> pieces, std::size_t offered, bool& full);
   /// Writes what the connection has taken, and what it says itself.
   void flush_connection();
   void connection_failed();
@@ -298,9 +296,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   std::shared_ptr<SessionHost> host_;
   std::shared_ptr<const SessionOptions> options_;
   const Peer peer_;
-  Descriptor socket_;
-  std::unique_ptr<Connection> connection_;  // null: packets are the socket's bytes, or it has failed
-  const bool bare_;                         // there never was one
+  Link link_;                        // the connection also null once it has failed
+  InProcessConnection* in_process_;  // if it is that one
+  const bool bare_;                  // there never was a connection
   const std::unique_ptr<const TlsPeer> tls_;
   protocol::OutboundBudget budget_;  // of the normal lane, and of published_answers_
   protocol::OutboundDepth published_answers_;

@@ -4,6 +4,7 @@
 #include "complete.hpp"
 #include "control_loop.hpp"
 #include "handshake.hpp"
+#include "link.hpp"
 #include "session_state.hpp"
 
 #include <boost/asio/execution/context_as.hpp>
@@ -98,6 +99,17 @@ bool Shard::post(std::unique_ptr<Command>&& command) noexcept {
   // On the shard itself the outermost scope's end looks into the inbox anyway.
   if (current_ == this) return true;
   wake();
+  return true;
+}
+
+bool Shard::post(ReadyState& ready) noexcept {
+  const Waker waker(*this);
+  switch (ready_.push(&ready)) {
+    case lockfree::Pushed::closed: return false;
+    case lockfree::Pushed::behind: return true;
+    case lockfree::Pushed::first: break;
+  }
+  if (current_ != this) wake();
   return true;
 }
 
@@ -262,6 +274,7 @@ void Shard::settle_all() noexcept {
   constexpr std::chrono::milliseconds longest_turn{1};
   do {
     run_commands();
+    deliver_ready();
     // By index: settling touches others.
     for (std::size_t i = 0; i < touched_.size(); ++i) {
       const SessionPtr session = std::move(touched_[i]);
@@ -330,11 +343,16 @@ void Shard::run_backlog(std::size_t most) noexcept {
   running_commands_ = false;
 }
 
+void Shard::deliver_ready() noexcept {
+  for (ReadyState* next = ready_.take_all(); next != nullptr;) std::exchange(next, next->next)->deliver();
+}
+
 void Shard::close_inbox() noexcept {
   constexpr auto all = ~std::size_t{0};
   run_backlog(all);
   backlog_ = inbox_.close();
   run_backlog(all);
+  for (ReadyState* next = ready_.close(); next != nullptr;) std::exchange(next, next->next)->discard();
 }
 
 void Shard::arm() noexcept {

@@ -2,17 +2,18 @@
 #pragma once
 
 #include "complete.hpp"
+#include "link.hpp"
 #include "poller.hpp"
 
 #include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/intrusive/list.hpp>
 #include <functional>
 #include <memory>
 #include <msgtrans/detail/asio.hpp>
 #include <msgtrans/detail/blocking.hpp>
+#include <msgtrans/detail/clock.hpp>
 #include <msgtrans/lockfree/intrusive_inbox.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/protocol/counter.hpp>
@@ -28,7 +29,6 @@
 
 namespace msgtrans::detail {
 
-using protocol::Clock;
 using protocol::TimePoint;
 
 class ControlLoop;
@@ -136,6 +136,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
   /// Hands a command over; false, and the command still the caller's, if the shard has ended.
   bool post(std::unique_ptr<Command>&& command) noexcept;
+  /// Has it delivered; false if the shard has ended.
+  bool post(ReadyState& ready) noexcept;
   /// Runs `f` on the shard.
   template <class F>
   bool post(F f) {
@@ -259,11 +261,12 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void collect() noexcept;
   void run_completions() noexcept;
   [[nodiscard]] bool has_work() const noexcept {
-    return backlog_ != nullptr || !inbox_.empty() || !touched_.empty() || !completions_.empty();
+    return backlog_ != nullptr || !inbox_.empty() || !ready_.empty() || !touched_.empty() || !completions_.empty();
   }
   void wake() noexcept;
   void run_commands() noexcept;
   void run_backlog(std::size_t most) noexcept;
+  void deliver_ready() noexcept;
   void arm() noexcept;
   void tick();
 
@@ -300,14 +303,15 @@ class Shard : public std::enable_shared_from_this<Shard> {
   std::vector<ControlCommand> control_batch_;
 
   lockfree::IntrusiveInbox<Command> inbox_;
-  Command* backlog_ = nullptr;  // taken out of the inbox, and left for a later turn
+  lockfree::IntrusiveInbox<ReadyState> ready_;  // apart from the commands: nothing has its place behind these
+  Command* backlog_ = nullptr;                  // taken out of the inbox, and left for a later turn
   Counters counters_;
   protocol::SharedResources resources_;
   protocol::RequestRegistry<PendingRequest> requests_;
   protocol::TimerWheel timers_;
   const std::shared_ptr<Poller> poller_ = std::make_shared<Poller>();
-  std::optional<asio::steady_timer> timer_;  // until finish(), as sessions' sockets
-  std::optional<asio::steady_timer> alarm_;  // of run_at
+  std::optional<Timer> timer_;  // until finish(), as sessions' sockets
+  std::optional<Timer> alarm_;  // of run_at
   TimePoint armed_for_ = TimePoint::max();
   TimePoint now_;
   unsigned depth_ = 0;

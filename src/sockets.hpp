@@ -7,7 +7,6 @@
 
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <functional>
 #include <memory>
 #include <msgtrans/error.hpp>
@@ -74,7 +73,7 @@ class Acceptor : public std::enable_shared_from_this<Acceptor> {
   Descriptor socket_;  // until it is started
   const Transport transport_;
   std::optional<asio::posix::stream_descriptor> listening_;
-  std::optional<asio::steady_timer> retry_;
+  std::optional<Timer> retry_;
   OnConnection on_connection_;
   OnFailure on_failure_;
 };

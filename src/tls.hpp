@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "connection.hpp"
-
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <msgtrans/error.hpp>
+#include <msgtrans/transport/connection.hpp>
 #include <msgtrans/transport/tls.hpp>
 #include <mutex>
 #include <optional>

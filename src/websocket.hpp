@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "connection.hpp"
-
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <msgtrans/error.hpp>
 #include <msgtrans/protocol/time.hpp>
+#include <msgtrans/transport/connection.hpp>
 #include <msgtrans/transport/websocket.hpp>
 #include <msgtrans/wire/header.hpp>
 #include <msgtrans/wire/websocket.hpp>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// The facades, and all that they give and take. The channels (`channel/`), the lock-free parts (`lockfree/`) and the
-/// free-standing actors (`actor/`) are included by themselves.
+/// The facades, and all that they give and take. The channels (`channel/`), the lock-free parts (`lockfree/`), the
+/// free-standing actors (`actor/`), what a transport of one's own implements (`transport/custom_transport.hpp`) and the
+/// test kit (`testing/`) are included by themselves.
 #include <msgtrans/client_transport.hpp>
 #include <msgtrans/control.hpp>
 #include <msgtrans/error.hpp>

@@ -23,7 +23,7 @@
 namespace {
 
 using namespace msgtrans;
-using detail::Connection;
+using Connection;
 using detail::WebSocketConnection;
 using Status = Connection::Status;
 

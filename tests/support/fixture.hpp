@@ -27,6 +27,7 @@ struct End {
 class TestServer {
  public:
   explicit TestServer(ServerOptions options = {}) : transport(two_shards(std::move(options))) {
+    if (!has_socket(any_endpoint())) (void)SocketlessPeer::shard();  // whose thread is there before threads are counted
     transport.on_connect([came = came](Session& session) mutable { came.add(session.id()); });
     transport.on_disconnect([ends = ends](Session& session, const Error& reason) mutable {
       ends.add({session.id(), reason.code, reason.text});

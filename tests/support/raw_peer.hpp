@@ -2,6 +2,7 @@
 #pragma once
 
 #include "connection_factory.hpp"
+#include "socketless_peer.hpp"
 #include "tested_transport.hpp"
 #include "wait.hpp"
 
@@ -107,7 +108,11 @@ class RawPeer {
  public:
   /// Connects. A receive buffer of that size (the system's own sizing is off then): 0 leaves it to the system.
   explicit RawPeer(const Endpoint& to, int receive_buffer = 0)
-      : RawPeer(::socket(SocketAddress(to).family(), SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+      : RawPeer(has_socket(to) ? ::socket(SocketAddress(to).family(), SOCK_STREAM | SOCK_CLOEXEC, 0) : -1) {
+    if (!has_socket(to)) {
+      socketless_ = SocketlessPeer::connect(to);
+      return;
+    }
     if (socket_ < 0) fail("socket");
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     if (to.transport == Transport::unix_socket) {
@@ -128,8 +133,10 @@ class RawPeer {
   /// Of a connected socket, whose handshake, if there is one, is still to come.
   RawPeer(int descriptor, const detail::ConnectionFactory& factory) : RawPeer(descriptor) { agree(factory); }
   explicit RawPeer(int descriptor) noexcept : socket_(descriptor) {}
+  explicit RawPeer(std::unique_ptr<SocketlessPeer> peer) noexcept : socketless_(std::move(peer)) {}
   RawPeer(RawPeer&& other) noexcept
       : socket_(std::exchange(other.socket_, -1)),
+        socketless_(std::move(other.socketless_)),
         connection_(std::move(other.connection_)),
         pending_(std::move(other.pending_)) {}
   RawPeer& operator=(RawPeer&&) = delete;
@@ -139,9 +146,10 @@ class RawPeer {
   bool send(std::span<const std::byte> bytes) {
     while (!bytes.empty() || unwritten()) {
       std::size_t count = 0;
+      const auto seen = writable_seen();
       switch (write(bytes, count)) {
         case Status::failed: return false;
-        case Status::blocked: wait(POLLOUT, patience); break;
+        case Status::blocked: wait(POLLOUT, patience, seen); break;
         default: break;
       }
       bytes = bytes.subspan(count);
@@ -153,7 +161,14 @@ class RawPeer {
   /// for the last. \returns the bytes that went out.
   std::size_t send_until_full(std::span<const std::byte> bytes, std::chrono::milliseconds quiet = 300ms) {
     std::size_t sent = 0;
-    while (sent < bytes.size()) {
+    while (socketless_ && sent < bytes.size()) {
+      std::size_t count = 0;
+      const auto seen = writable_seen();
+      const auto status = write(bytes.subspan(sent), count);
+      sent += count;
+      if (status == Status::failed || (status == Status::blocked && !socketless_->wait_writable(seen, quiet))) break;
+    }
+    while (!socketless_ && sent < bytes.size()) {
       pollfd entry{socket_, POLLOUT, 0};
       if (::poll(&entry, 1, static_cast<int>(quiet.count())) <= 0) break;
       std::size_t count = 0;
@@ -224,7 +239,8 @@ class RawPeer {
     }
   }
   /// True if bytes wait, or the end.
-  [[nodiscard]] bool readable(std::chrono::milliseconds within = 0ms) const {
+  [[nodiscard]] bool readable(std::chrono::milliseconds within = 0ms) {
+    if (socketless_) return !pending_.empty() || socketless_->has_input(pending_, within);
     pollfd entry{socket_, POLLIN, 0};
     return !pending_.empty() || ::poll(&entry, 1, static_cast<int>(within.count())) > 0;
   }
@@ -240,6 +256,7 @@ class RawPeer {
 
   /// Whether that is how the other end knows us.
   [[nodiscard]] bool is(const Endpoint& peer) const {
+    if (socketless_) return peer.path == socketless_->name();
     if (peer.transport != Transport::unix_socket) return peer.port == port();
     sockaddr_un address{};
     socklen_t size = sizeof address;
@@ -253,15 +270,26 @@ class RawPeer {
   }
   /// Says the end as the transport does, then closes.
   void close() {
+    if (socketless_) {
+      socketless_->shut_down();
+      socketless_.reset();
+    }
     if (socket_ < 0) return;
     (void)say_end();
     connection_.reset();
     ::close(std::exchange(socket_, -1));
   }
   /// Ends what is sent at the socket, whatever the transport would have to say first.
-  void cut() const { ::shutdown(socket_, SHUT_WR); }
+  void cut() const {
+    if (socketless_) return socketless_->shut_down();
+    ::shutdown(socket_, SHUT_WR);
+  }
   /// Ends the connection by a reset instead of an orderly end.
   void reset() {
+    if (socketless_) {
+      socketless_->reset();
+      return socketless_.reset();
+    }
     const linger at_once{1, 0};
     ::setsockopt(socket_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     connection_.reset();
@@ -269,18 +297,23 @@ class RawPeer {
   }
 
  private:
-  using Status = detail::Connection::Status;
+  using Status = Connection::Status;
 
   /// What two threads use, one reading and one writing; no call blocks.
   struct Guarded {
     std::mutex mutex;
-    std::unique_ptr<detail::Connection> connection;
+    std::unique_ptr<Connection> connection;
   };
 
   [[noreturn]] static void fail(const char* what) {
     throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
   }
-  void wait(int events, std::chrono::milliseconds within) const {
+  [[nodiscard]] unsigned writable_seen() const { return socketless_ ? socketless_->writable_seen() : 0; }
+  void wait(int events, std::chrono::milliseconds within, unsigned seen = 0) const {
+    if (socketless_) {
+      if (socketless_->wait_writable(seen, within)) return;
+      throw std::runtime_error("the other end takes nothing in time");
+    }
     pollfd entry{socket_, static_cast<short>(events), 0};
     for (const auto deadline = Clock::now() + within; Clock::now() < deadline;) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
@@ -299,6 +332,7 @@ class RawPeer {
     }
   }
   Status write(std::span<const std::byte> bytes, std::size_t& count) {
+    if (socketless_) return socketless_->write(bytes, count);
     if (connection_) {
       const std::lock_guard lock(connection_->mutex);
       if (bytes.empty()) return connection_->connection->flush();
@@ -311,18 +345,24 @@ class RawPeer {
     return Status::done;
   }
   [[nodiscard]] bool unwritten() const {
+    if (socketless_) return socketless_->wants_write();
     if (!connection_) return false;
     const std::lock_guard lock(connection_->mutex);
     return connection_->connection->wants_write();
   }
   /// \returns false if the socket has to say it itself.
   [[nodiscard]] bool say_end() {
+    if (socketless_) {
+      socketless_->shut_down();
+      return true;
+    }
     if (!connection_) return false;
     const std::lock_guard lock(connection_->mutex);
     (void)connection_->connection->shut_down(Errc::closed_by_user);
     return connection_->connection->awaits_peers_end();
   }
   bool read_some(std::chrono::milliseconds within) {
+    if (socketless_) return socketless_->read_some(pending_, within);
     std::byte buffer[64 * 1024];
     if (connection_) {
       for (;;) {
@@ -352,7 +392,8 @@ class RawPeer {
   }
 
   int socket_ = -1;
-  std::unique_ptr<Guarded> connection_;  // null: packets are the socket's bytes
+  std::unique_ptr<SocketlessPeer> socketless_;  // instead
+  std::unique_ptr<Guarded> connection_;         // null: packets are the socket's bytes
   Bytes pending_;
 };
 
@@ -361,6 +402,10 @@ class RawListener {
  public:
   explicit RawListener(int backlog = 16, int receive_buffer = 0, Endpoint endpoint = any_endpoint())
       : endpoint_(std::move(endpoint)) {
+    if (!has_socket(endpoint_)) {
+      socketless_ = std::make_unique<SocketlessListener>(endpoint_, backlog);
+      return;
+    }
     SocketAddress address(endpoint_);
     socket_ = ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (receive_buffer != 0) ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
@@ -381,6 +426,7 @@ class RawListener {
   [[nodiscard]] const Endpoint& endpoint() const noexcept { return endpoint_; }
 
   RawPeer accept(std::chrono::milliseconds within = patience) {
+    if (socketless_) return RawPeer(socketless_->accept(within));
     pollfd entry{socket_, POLLIN, 0};
     if (::poll(&entry, 1, static_cast<int>(within.count())) <= 0) throw std::runtime_error("nobody connects");
     Error error;
@@ -391,11 +437,13 @@ class RawListener {
     return RawPeer(::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC), factory);
   }
   void close() {
+    socketless_.reset();
     if (socket_ >= 0) ::close(std::exchange(socket_, -1));
   }
 
  private:
   int socket_ = -1;
+  std::unique_ptr<SocketlessListener> socketless_;  // instead
   Endpoint endpoint_;
 };
 

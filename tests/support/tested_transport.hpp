@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "pipe_transport.hpp"
+
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -17,10 +19,15 @@
 namespace msgtrans::test {
 
 /// What the tests that are about no transport in particular run over: as MSGTRANS_TEST_TRANSPORT says, TCP without it.
+/// `custom`: the one of an example.
 inline Transport tested_transport() {
   static const Transport transport = [] {
     const char* const name = std::getenv("MSGTRANS_TEST_TRANSPORT");
     if (name == nullptr) return Transport::tcp;
+    if (name == to_string(Transport::custom)) {
+      register_transport("pipe", std::make_shared<example::PipeTransport>());
+      return Transport::custom;
+    }
     for (const Transport one : transports) {
       if (to_string(one) == name) return one;
     }
@@ -29,7 +36,7 @@ inline Transport tested_transport() {
   return transport;
 }
 
-/// A name in the abstract namespace that nobody else uses.
+/// A name that nobody else uses; of a Unix socket it is one in the abstract namespace.
 inline std::string unused_name() {
   static std::atomic<unsigned> count{0};
   return "@msgtrans-test-" + std::to_string(::getpid()) + "-" + std::to_string(++count);
@@ -63,6 +70,8 @@ inline const TlsIdentity& trusted_identity() {
 /// For listening, over that transport.
 inline Endpoint any_endpoint() {
   if (tested_transport() == Transport::unix_socket) return unix_socket(unused_name());
+  if (tested_transport() == Transport::custom) return custom("pipe", unused_name());
+  if (tested_transport() == Transport::in_process) return in_process(unused_name());
   return {.transport = tested_transport(), .host = "127.0.0.1", .path = is_websocket(tested_transport()) ? "/" : ""};
 }
 

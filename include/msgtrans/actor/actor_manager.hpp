@@ -12,7 +12,6 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
@@ -215,7 +214,7 @@ class ActorManagerState final : public std::enable_shared_from_this<ActorManager
   std::optional<std::chrono::milliseconds> failed(Core& core, const std::exception_ptr& exception) {
     failures_.add();
     const auto& options = core.options;
-    const auto now = std::chrono::steady_clock::now();
+    const auto now = Clock::now();
     if (options.restart_window.count() != 0) {
       while (!core.failures.empty() && core.failures.front() + options.restart_window <= now) {
         core.failures.pop_front();

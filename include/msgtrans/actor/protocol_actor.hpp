@@ -9,7 +9,6 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <cstddef>
@@ -22,6 +21,7 @@
 #include <msgtrans/channel/channel_status.hpp>
 #include <msgtrans/detail/async_operation.hpp>
 #include <msgtrans/detail/blocking.hpp>
+#include <msgtrans/detail/clock.hpp>
 #include <msgtrans/detail/mailbox.hpp>
 #include <msgtrans/detail/waiting_room.hpp>
 #include <msgtrans/error.hpp>
@@ -82,7 +82,7 @@ class ActorCore : public std::enable_shared_from_this<ActorCore<M>> {
   std::vector<M> batch;
   std::size_t next = 0;
   std::deque<std::chrono::steady_clock::time_point> failures;
-  std::optional<boost::asio::steady_timer> backoff;  // while it waits to be started again
+  std::optional<Timer> backoff;  // while it waits to be started again
   boost::asio::cancellation_signal cut_signal;
   Error failure;
   std::atomic<bool> busy{false};         // has taken messages that it may not have dealt with; read by anybody

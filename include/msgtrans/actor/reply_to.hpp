@@ -11,11 +11,11 @@
 #include <boost/asio/execution/outstanding_work.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/prefer.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/system_executor.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
+#include <msgtrans/detail/clock.hpp>
 #include <msgtrans/error.hpp>
 #include <mutex>
 #include <type_traits>
@@ -102,7 +102,7 @@ class AsyncQuestion final : public Question<R>, public std::enable_shared_from_t
 
   boost::asio::any_io_executor executor_;  // keeps its context running meanwhile
   std::mutex mutex_;                       // of all below: answers, timer and cancellation come from anywhere
-  boost::asio::steady_timer timer_;
+  detail::Timer timer_;
   bool settled_ = false;
   Handler handler_;
 };

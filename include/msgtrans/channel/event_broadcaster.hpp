@@ -8,7 +8,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -21,6 +20,7 @@
 #include <msgtrans/channel/async_channel.hpp>
 #include <msgtrans/channel/broadcast_channel.hpp>
 #include <msgtrans/channel/channel_status.hpp>
+#include <msgtrans/detail/clock.hpp>
 #include <msgtrans/error.hpp>
 #include <mutex>
 #include <new>
@@ -191,17 +191,16 @@ class EventBroadcaster {
 
     Core& core = end.core();
     std::vector<T>& events = core.events;
-    asio::steady_timer timer(co_await asio::this_coro::executor);
+    detail::Timer timer(co_await asio::this_coro::executor);
     const bool has_tick = core.options.tick.count() > 0;
-    timer.expires_at(has_tick ? asio::steady_timer::clock_type::now() + core.options.tick
-                              : asio::steady_timer::time_point::max());
+    timer.expires_at(has_tick ? detail::Clock::now() + core.options.tick : detail::Clock::time_point::max());
     bool stopping = false;
     while (!stopping) {
       const auto first = co_await (core.input.async_recv_many(events, batch, token) || timer.async_wait(token) ||
                                    core.shutdown.async_recv(token));
       // By the clock: while there is always something in the input, the timer is never the first.
-      if (has_tick && timer.expiry() <= asio::steady_timer::clock_type::now()) {
-        timer.expires_at(std::max(timer.expiry() + core.options.tick, asio::steady_timer::clock_type::now()));
+      if (has_tick && timer.expiry() <= detail::Clock::now()) {
+        timer.expires_at(std::max(timer.expiry() + core.options.tick, detail::Clock::now()));
         tick(core);
       }
       stopping = first.index() == 2;

@@ -10,6 +10,7 @@
 #include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/wire/buffer_pool.hpp>
 #include <msgtrans/wire/header.hpp>
+#include <new>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -70,6 +71,19 @@ using SharedBytes = std::shared_ptr<const std::vector<std::byte>>;
 
 /// Why a packet is in the queue; answers are counted apart, because they alone pause reading.
 enum class OutboundKind : std::uint8_t { push, answer };
+
+/// Some of the bytes that a session has still to write.
+struct OutboundBlock {
+  wire::Buffer own;
+  SharedBytes shared;  // if set the bytes are its
+  std::size_t begin = 0;
+  std::size_t end = 0;
+
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
+    return {(shared ? shared->data() : own.data()) + begin, end - begin};
+  }
+  [[nodiscard]] std::size_t room() const noexcept { return shared ? 0 : own.capacity() - end; }
+};
 
 /// The packets one session has still to write, in two lanes: high priority overtakes normal, but never inside a
 /// packet. Bytes lie in few large blocks, so that all of it goes out in one gathered write. Not thread-safe. Blocks
@@ -219,6 +233,43 @@ class OutboundQueue {
     return done;
   }
 
+  /// Takes the first bytes out in blocks that are handed over and not copied: `take(OutboundBlock&)`, which must not
+  /// throw and leaves what it does not move from. About `most` bytes, at least a block; if `exact` no more than that,
+  /// for which some are copied. Afterwards as `consume`. \throws std::bad_alloc if nothing could be taken.
+  template <class Take>
+  Written hand_over(std::size_t most, bool exact, Take&& take) {
+    Written done;
+    for (std::size_t taken = 0; taken < most && !empty();) {
+      std::span<const std::byte> piece;
+      if (gather({&piece, 1}) == 0) break;
+      const std::size_t size = exact ? std::min(piece.size(), most - taken) : piece.size();
+      const auto lane = static_cast<std::size_t>(front_written_ != 0 ? current_ : (lanes_[1].packets.empty() ? 0 : 1));
+      OutboundBlock& front = lanes_[lane].blocks.front();
+      OutboundBlock block;
+      if (size == front.end - front.begin) {
+        block = {std::move(front.own), std::move(front.shared), front.begin, front.end};
+      } else {  // a priority packet comes in between
+        try {
+          block = {pool_->take(size), {}, 0, size};
+        } catch (const std::bad_alloc&) {
+          if (taken == 0) throw;
+          break;
+        }
+        std::memcpy(block.own.data(), piece.data(), size);
+      }
+      take(block);
+      pool_->give(std::move(block.own));
+      const Written left = consume(size);
+      done.packets += left.packets;
+      done.normal.bytes += left.normal.bytes;
+      done.normal.packets += left.normal.packets;
+      done.priority.bytes += left.priority.bytes;
+      done.priority.packets += left.priority.packets;
+      taken += size;
+    }
+    return done;
+  }
+
   /// Drops the oldest packet of the normal lane that is no answer and has not begun to be written.
   /// \returns its size, 0 if there is none. O(packets before it + bytes of the block it lies in).
   std::size_t drop_oldest() noexcept {
@@ -264,17 +315,7 @@ class OutboundQueue {
     OutboundKind kind;
   };
 
-  struct Block {
-    wire::Buffer own;
-    SharedBytes shared;
-    std::size_t begin = 0;
-    std::size_t end = 0;
-
-    [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
-      return {(shared ? shared->data() : own.data()) + begin, end - begin};
-    }
-    [[nodiscard]] std::size_t room() const noexcept { return shared ? 0 : own.capacity() - end; }
-  };
+  using Block = OutboundBlock;
 
   struct Lane {
     struct Mark {

@@ -151,6 +151,17 @@ class SessionProtocol {
     if (queue_->empty()) shared_->queues.give(std::move(queue_));
     return done;
   }
+  /// The transport takes blocks of what is queued over, as `OutboundQueue::hand_over`. `count`: how many bytes.
+  template <class Take>
+  OutboundQueue::Written hand_over(std::size_t most, bool exact, TimePoint now, std::size_t& count, Take&& take) {
+    const auto done = queue_->hand_over(most, exact, [&](OutboundBlock& block) {
+      count += block.end - block.begin;
+      take(block);
+    });
+    note_written(count, done.packets, now);
+    if (queue_->empty()) shared_->queues.give(std::move(queue_));
+    return done;
+  }
   /// The transport took bytes, and packets, that never were in the queue.
   void note_written(std::size_t bytes, std::size_t packets, TimePoint now) noexcept {
     bytes_out_.add(bytes);

@@ -18,13 +18,15 @@ enum class Transport : std::uint8_t {
   unix_socket,
   websocket,
   websocket_tls,
+  in_process,
+  custom,  ///< one that was registered, see `register_transport`
 };
 
-/// All of them.
-inline constexpr std::array transports{Transport::tcp, Transport::tls, Transport::unix_socket, Transport::websocket,
-                                       Transport::websocket_tls};
+/// All that the library brings along.
+inline constexpr std::array transports{Transport::tcp,       Transport::tls,           Transport::unix_socket,
+                                       Transport::websocket, Transport::websocket_tls, Transport::in_process};
 
-/// As in a URL: `tcp`, `tls`, `unix`, `ws`, `wss`.
+/// As in a URL: `tcp`, `tls`, `unix`, `ws`, `wss`, `inproc`; `custom`, where the endpoint names the scheme.
 [[nodiscard]] std::string_view to_string(Transport transport) noexcept;
 
 /// Where to listen, or whom to connect to.
@@ -35,12 +37,15 @@ struct Endpoint {
   /// 0 lets the system choose when listening.
   std::uint16_t port = 0;
   /// Of a Unix socket: its file, or `@name` in the abstract namespace, which has no files. Empty for a peer that has
-  /// bound its socket to none, as clients do. Of WebSocket: what the request is for, `/` or `/path?query`.
+  /// bound its socket to none, as clients do. Of WebSocket: what the request is for, `/` or `/path?query`. In process:
+  /// the server's name, or `name#n` for the n-th connection to one. Of a custom transport: its address.
   std::string path = {};
+  /// Of a custom transport; registered, and so for the rest of the process.
+  std::string_view scheme = {};
 
-  /// `127.0.0.1:8001`, `[::1]:8001`, `/run/server.sock`, `127.0.0.1:8002/chat`.
+  /// `127.0.0.1:8001`, `[::1]:8001`, `/run/server.sock`, `127.0.0.1:8002/chat`, `name`.
   [[nodiscard]] std::string to_string() const;
-  /// `tcp://127.0.0.1:8001`, `unix:///run/server.sock`, `ws://127.0.0.1:8002/chat`.
+  /// `tcp://127.0.0.1:8001`, `unix:///run/server.sock`, `ws://127.0.0.1:8002/chat`, `inproc://name`.
   [[nodiscard]] std::string url() const;
 
   friend bool operator==(const Endpoint&, const Endpoint&) = default;
@@ -71,9 +76,17 @@ std::ostream& operator<<(std::ostream& out, const Endpoint& endpoint);
 /// \throws Exception with `Errc::invalid_address` that shows what was given.
 [[nodiscard]] Endpoint unix_socket(std::string_view path);
 
-/// `tcp://host:port`, `tls://host:port`, `unix://path`, `unix://@name`, `ws://host:port/path`, `wss://host:port/path`;
-/// the path of the last two may be left out, and their port, which is 80 or 443 then. On failure empty, and `error`
-/// says what is wrong with which part.
+/// A name for a server within this process: printable, without spaces and `#`.
+/// \throws Exception with `Errc::invalid_address` that shows what was given.
+[[nodiscard]] Endpoint in_process(std::string_view name);
+
+/// Of the transport that was registered for that scheme.
+/// \throws Exception with `Errc::invalid_address` if there is none.
+[[nodiscard]] Endpoint custom(std::string_view scheme, std::string_view address);
+
+/// `tcp://host:port`, `tls://host:port`, `unix://path`, `unix://@name`, `ws://host:port/path`, `wss://host:port/path`,
+/// `inproc://name`, `scheme://address` of what was registered; the path of WebSocket's may be left out, and their port,
+/// which is 80 or 443 then. On failure empty, and `error` says what is wrong with which part.
 [[nodiscard]] std::optional<Endpoint> parse_url(std::string_view url, Error& error);
 
 }  // namespace msgtrans
