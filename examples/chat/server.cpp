@@ -93,6 +93,7 @@ class Server {
     files.allow_websocket(where.port);
     const std::string http = files.start(options.http);
 
+    std::cout << "chat at " << where.url() << "\n";
     if (options.tcp) std::cout << "chat at " << server_.listen(msgtrans::tcp(*options.tcp)).url() << "\n";
     std::cout << "chat at http://" << http << "/" << std::endl;
     server_.run();

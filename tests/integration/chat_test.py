@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the example chat_server over TCP and HTTP, and exits 0 if it keeps what the head of its source promises.
+"""Drives the example chat_server over TCP and HTTP, and exits 0 if it keeps what the head of its source promises; and
+chat_client, over TCP and WebSocket.
 
-chat_test.py PROGRAM
+chat_test.py CHAT_SERVER CHAT_CLIENT
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import time
 import unittest
 
 import wire_client
+from tool_fixture import _Lines
 
-PROGRAM = ""
+PROGRAM = CLIENT = ""
 HELLO, JOIN, LEAVE, SAY, WHISPER, ROOMS = range(1, 7)
 MESSAGE, PRESENCE, ROOM, PRIVATE, ERROR = range(16, 21)
 DEADLINE = 20.0
@@ -32,13 +34,13 @@ class ChatServer:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         watchdog = threading.Timer(DEADLINE, self.process.kill)
         watchdog.start()
-        lines = [self.process.stdout.readline() for _ in range(2)]
+        lines = [self.process.stdout.readline() for _ in range(3)]
         watchdog.cancel()
-        found = [re.fullmatch(r"chat at (tcp|http)://127\.0\.0\.1:(\d+)(/?)\n", line) for line in lines]
-        if not all(found) or [m.group(1, 3) for m in found] != [("tcp", ""), ("http", "/")]:
+        found = [re.fullmatch(r"chat at (ws|tcp|http)://127\.0\.0\.1:(\d+)(/?)\n", line) for line in lines]
+        if not all(found) or [m.group(1, 3) for m in found] != [("ws", ""), ("tcp", ""), ("http", "/")]:
             self.process.kill()
             raise AssertionError(f"instead of its addresses the server printed {lines}")
-        self.tcp, self.http = (int(match.group(2)) for match in found)
+        self.ws, self.tcp, self.http = (int(match.group(2)) for match in found)
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)
@@ -104,6 +106,36 @@ class User:
 
     def close(self) -> None:
         self.wire.close()
+
+
+class Terminal:
+    """chat_client with pipes for its terminal."""
+
+    def __init__(self, url: str, *arguments: str) -> None:
+        self.process = subprocess.Popen([CLIENT, url, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True)
+        self.out, self.err = _Lines(self.process.stdout), _Lines(self.process.stderr)
+
+    def type(self, *lines: str) -> None:
+        for line in lines:
+            self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def prints(self, *lines: str) -> None:
+        """All that it has printed so far, once it is so much."""
+        printed = self.out.wait(lambda all: len(all) >= len(lines), DEADLINE)
+        assert printed == list(lines), f"it printed {printed}; {self.process.poll()}"
+
+    def end(self) -> int:
+        self.process.stdin.close()
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            pipe.close()
 
 
 class ChatTest(unittest.TestCase):
@@ -287,6 +319,88 @@ class ChatTest(unittest.TestCase):
         eva.wire.respond(eva.next_request(), b'{"ok":true}')
         eva.ok(SAY, room="Lobby", text="late, and nothing comes of it")
 
+    # --- the client for terminals ---
+
+    def terminal(self, url: str, *arguments: str) -> Terminal:
+        terminal = Terminal(url, *arguments)
+        self.addCleanup(terminal.close)
+        return terminal
+
+    def urls(self) -> tuple[str, str]:
+        return f"tcp://127.0.0.1:{self.server.tcp}", f"ws://127.0.0.1:{self.server.ws}/"
+
+    def test_a_terminal_takes_part(self) -> None:
+        for room, url in zip(("Tea", "Milk"), self.urls()):
+            with self.subTest(url):
+                ada = self.user("Ada L", room)
+                ada.ok(SAY, room=room, text="one\nEva: two")
+                expected = ["Ada L: one", "  Eva: two", f"* in {room}: Ada L, Grace"]
+                grace = self.terminal(url, "Grace", room.lower())
+                grace.prints(*expected)
+                self.assertEqual(ada.next(PRESENCE), {"room": room, "name": "Grace", "event": "join"})
+                grace.type("caf\u00e9 <b>?", "")
+                while (said := ada.next(MESSAGE))["from"] == "Ada L":
+                    pass
+                self.assertEqual((said["from"], said["text"]), ("Grace", "caf\u00e9 <b>?"))
+                ada.ok(SAY, room=room, text="why not")
+                eva = self.user("Eva", room)
+                eva.ok(LEAVE, room=room)
+                expected += ["Ada L: why not", "* Eva came in", "* Eva left"]
+                grace.prints(*expected)
+
+                grace.type('/to "ada l"  psst ')
+                request = ada.next_request()
+                self.assertEqual(json.loads(request.payload)["text"], "psst ")
+                grace.prints(*expected)  # it has not been shown yet
+                ada.wire.respond(request, b'{"ok":true}')
+                expected += ["* delivered to ada l"]
+                grace.prints(*expected)
+                self.assertTrue(ada.ok(WHISPER, to="Grace", text="yes?")["delivered"])
+                expected += ["Ada L to you alone: yes?"]
+                for line, said in (("/to Bob x", "nobody of that name is here"), ("/to Eva", "there is only /to NAME TEXT"),
+                                   ("/help", "there is only /to NAME TEXT"), ("x" * 2001, "a text may have 2000 characters")):
+                    grace.type(line)
+                    expected += [f"! {said}"]
+                    grace.prints(*expected)
+
+                grace.process.stdin.write("bye")  # without an end of the line
+                self.assertEqual(grace.end(), 0)
+                self.assertEqual((grace.out.text().splitlines(), grace.err.text()), (expected, ""))
+                self.assertEqual(ada.next(MESSAGE)["text"], "why not")
+                self.assertEqual(ada.next(MESSAGE)["text"], "bye")
+                for event in ("join", "leave"):
+                    self.assertEqual(ada.next(PRESENCE), {"room": room, "name": "Eva", "event": event})
+                self.assertEqual(ada.next(PRESENCE), {"room": room, "name": "Grace", "event": "leave"})
+                for user in (ada, eva):
+                    user.close()
+                other = self.user()
+                self.eventually(lambda: other.ask(HELLO, name="Ada L")["ok"])
+                other.close()
+
+    def test_a_terminal_ends_with_the_reason(self) -> None:
+        tcp, ws = self.urls()
+        ada = self.user("Ada")
+        done = self.terminal(ws, "ada")
+        self.assertEqual((done.process.wait(DEADLINE), done.out.text()), (1, ""))
+        self.assertEqual(done.err.text(), "chat_client: somebody is called ada already\n")
+        done = self.terminal(ws, "Eva", " ")
+        self.assertEqual(done.process.wait(DEADLINE), 1)
+        self.assertIn("single spaces", done.err.text())
+        done = self.terminal(f"ws://127.0.0.1:{self.server.tcp}/", "Eva")
+        self.assertEqual(done.process.wait(DEADLINE), 1)
+        self.assertIn("WebSocket", done.err.text())
+        for arguments, status in ((["--help"], 0), ([], 2), (["a", "b", "c", "d"], 2)):
+            ran = subprocess.run([CLIENT, *arguments], capture_output=True, text=True, timeout=DEADLINE)
+            self.assertEqual((ran.returncode, "/to NAME TEXT" in ran.stdout + ran.stderr), (status, True))
+        waiting = [self.terminal(url, name) for url, name in ((tcp, "Eva"), (ws, "Bob"))]
+        for terminal in waiting:
+            terminal.out.wait(lambda all: any(line.startswith("* in Lobby: ") for line in all), DEADLINE)
+        self.server.stop()
+        for terminal in waiting:
+            self.assertEqual(terminal.process.wait(DEADLINE), 1)
+            self.assertRegex(terminal.out.text(), r"(?m)^\* the connection has ended: ")
+        ada.wire.wait_end(5)
+
     # --- what is hostile ---
 
     def test_bad_input_is_answered(self) -> None:
@@ -389,6 +503,7 @@ class ChatTest(unittest.TestCase):
 
     def test_the_page_may_connect_to_the_chat_and_to_nothing_else(self) -> None:
         ws = json.loads(self.get("/config.json")[1])["ws"]
+        self.assertEqual(ws, self.server.ws)
         socket.create_connection(("127.0.0.1", ws), 5).close()
         policy = self.get("/")[0].headers["Content-Security-Policy"]
         self.assertIn("default-src 'none'", policy)
@@ -469,5 +584,5 @@ class ChatTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv.pop(1)
+    PROGRAM, CLIENT = sys.argv.pop(1), sys.argv.pop(1)
     unittest.main()

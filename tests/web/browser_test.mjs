@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two people in two browsers use the chat of examples/chat, while its server is killed and started again.
+// Two people in two browsers use the chat of examples/chat, while its server is killed and started again; then a third
+// comes in from a terminal.
 //
-//   node tests/web/browser_test.mjs PROGRAM [SCREENSHOT.png]
+//   node tests/web/browser_test.mjs CHAT_SERVER CHAT_CLIENT [SCREENSHOT.png]
 //
-// PROGRAM is chat_server, or anything that takes its options and prints its line. Needs playwright-core, found from
-// MSGTRANS_NODE_MODULES (a directory with node_modules in it; else the current one), and chromium (CHROMIUM, else
+// They are the programs of the example, or any that take their arguments and print their lines. Needs playwright-core,
+// found from MSGTRANS_NODE_MODULES (a directory with node_modules in it; else the current one), and chromium (CHROMIUM, else
 // /usr/bin/chromium). Exits with 77 where one of them is missing, and says which.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -14,7 +15,7 @@ import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 
-const [program, screenshot] = process.argv.slice(2);
+const [program, clientProgram, screenshot] = process.argv.slice(2);
 const executablePath = process.env.CHROMIUM ?? '/usr/bin/chromium';
 
 function skip(why) {
@@ -22,8 +23,8 @@ function skip(why) {
   process.exit(77);
 }
 
-if (!program) {
-  console.error('browser_test.mjs PROGRAM [SCREENSHOT.png]');
+if (!program || !clientProgram) {
+  console.error('browser_test.mjs CHAT_SERVER CHAT_CLIENT [SCREENSHOT.png]');
   process.exit(2);
 }
 if (!existsSync(executablePath)) skip(`there is no ${executablePath}`);
@@ -57,6 +58,7 @@ class ChatServer {
     server.url = await new Promise((resolve, reject) => {
       server.process.stdout.on('data', (text) => {
         server.printed += text;
+        server.ws = /^chat at (ws:\/\/\S+)$/m.exec(server.printed)?.[1];
         const found = /^chat at (http:\/\/\S+)$/m.exec(server.printed);
         if (found) resolve(found[1]);
       });
@@ -107,6 +109,39 @@ async function visitor(url, name, options = {}) {
   return page;
 }
 
+/** chat_client, with pipes for its terminal. */
+class Terminal {
+  printed = '';
+  constructor(...args) {
+    this.process = spawn(path.resolve(clientProgram), args, { stdio: ['pipe', 'pipe', 'inherit'] });
+    this.process.stdout.on('data', (text) => (this.printed += text));
+    this.process.stdin.on('error', () => {}); // it may have ended
+    this.ended = new Promise((resolve) => {
+      this.process.once('error', (error) => resolve({ error: error.message }));
+      this.process.once('close', (status, signal) => resolve({ status, signal }));
+    });
+  }
+  type(line) {
+    this.process.stdin.write(`${line}\n`);
+  }
+  async prints(line) {
+    try {
+      await until(line, () => this.printed.split('\n').slice(0, -1).includes(line));
+    } catch (error) {
+      throw new Error(`${error.message}; the terminal shows: ${this.printed}`);
+    }
+  }
+  /** Its input ends. */
+  async end() {
+    this.process.stdin.end();
+    let timer;
+    const deadline = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Error('the client has not ended within 10 s of its input')), 10_000);
+    });
+    return Promise.race([this.ended, deadline]).finally(() => clearTimeout(timer));
+  }
+}
+
 const state = (page) => page.locator('#state');
 const log = (page) => page.getByRole('log');
 const message = (page, text) => log(page).locator('.message', { hasText: text });
@@ -133,7 +168,7 @@ async function step(name, body) {
   console.log(`ok: ${name}`);
 }
 
-let server;
+let server, grace;
 try {
   const ports = [await freePort(), await freePort()];
   server = await ChatServer.start(...ports);
@@ -229,10 +264,69 @@ try {
     assert.equal(await message(ada, 'not yet').count(), 0);
   });
 
+  await step('somebody comes in from a terminal, and all three see each other', async () => {
+    grace = new Terminal(server.ws, 'Grace', 'Lobby');
+    for (const page of [ada, eva]) {
+      await inList(page, 'people-list', 'Grace').waitFor();
+      await log(page).locator('.note', { hasText: /^Grace came in$/ }).waitFor();
+    }
+    await until('who is there', () => /^\* in Lobby: /m.test(grace.printed));
+    const [history, members] = grace.printed.split('\n');
+    assert.equal(history, 'Ada: There you are again.');
+    assert.deepEqual(members.replace('* in Lobby: ', '').split(', ').sort(), ['Ada', 'Eva', 'Grace']);
+  });
+
+  await step('what is said in the terminal both pages show, and what they say is printed', async () => {
+    grace.type('Good evening from a terminal, and <b>no markup</b>.');
+    for (const page of [ada, eva]) {
+      const shown = message(page, 'Good evening from a terminal, and <b>no markup</b>.');
+      await shown.getByText('Grace', { exact: true }).waitFor();
+      assert.equal(await shown.count(), 1);
+    }
+    await say(ada, 'Good evening, Grace!');
+    await grace.prints('Ada: Good evening, Grace!');
+    await say(eva, 'How does it look from there?');
+    await grace.prints('Eva: How does it look from there?');
+    grace.type('Plain, and quick.');
+    for (const page of [ada, eva]) await message(page, 'Plain, and quick.').waitFor();
+  });
+
+  await step('a private message goes from the terminal to a page, and back', async () => {
+    grace.type('/to Eva Only you can read this.');
+    await grace.prints('* delivered to Eva');
+    await until('unread', async () => (await inList(eva, 'directs', 'Grace').locator('.badge').count()) === 1);
+    await inList(eva, 'directs', 'Grace').click();
+    await message(eva, 'Only you can read this.').waitFor();
+    await say(eva, 'And you alone read this.');
+    await message(eva, 'And you alone read this.').getByText('Delivered').waitFor();
+    await grace.prints('Eva to you alone: And you alone read this.');
+    grace.type('/to Nobody Hello?');
+    await grace.prints('! nobody of that name is here');
+    assert.equal(await message(ada, 'read this').count(), 0);
+    assert.equal(await inList(ada, 'directs', 'Grace').count(), 0);
+    await inList(eva, 'rooms', 'Lobby').click();
+  });
+
   if (screenshot) {
     await ada.screenshot({ path: screenshot });
     console.log(`ok: screenshot in ${screenshot}`);
   }
+
+  await step('at the end of its input the terminal leaves, and both pages see it', async () => {
+    assert.deepEqual(await grace.end(), { status: 0, signal: null });
+    for (const page of [ada, eva]) {
+      await inList(page, 'people-list', 'Grace').waitFor({ state: 'detached' });
+      await log(page).locator('.note', { hasText: /^Grace left$/ }).waitFor();
+    }
+    assert.deepEqual(grace.printed.split('\n').slice(2), [
+      'Ada: Good evening, Grace!',
+      'Eva: How does it look from there?',
+      '* delivered to Eva',
+      'Eva to you alone: And you alone read this.',
+      '! nobody of that name is here',
+      '',
+    ]);
+  });
 
   await step('nobody complained in the browsers', () => assert.deepEqual(complaints, []));
 
@@ -245,4 +339,5 @@ try {
   for (const browser of browsers) await browser.close().catch(() => {});
   for (const profile of profiles) rmSync(profile, { recursive: true, force: true });
   server?.process.kill('SIGKILL');
+  grace?.process.kill('SIGKILL');
 }
