@@ -720,6 +720,7 @@ bool SessionState::shut_down() {
 void SessionState::connection_failed() {
   const Error error = link_.connection->error();
   const bool lost = error.code.category() == boost::system::system_category();
+  awaits_peers_end_ = link_.socket && link_.connection->awaits_peers_end();
   link_.connection.reset();
   in_process_ = nullptr;
   write_waiting_ = false;
@@ -1080,7 +1081,7 @@ void SessionState::settle() noexcept {
     // Data that arrives after our end is gone makes the system answer with a reset, which may overtake what we wrote:
     // only when the peer has all of it is it safe to go at once. Our own end counts as one byte.
     if (protocol_.phase() == protocol::SessionProtocol::Phase::lingering && input_drained_ &&
-        !(link_.connection && link_.connection->awaits_peers_end()) && unacknowledged() <= 1) {
+        !(link_.connection ? link_.connection->awaits_peers_end() : awaits_peers_end_) && unacknowledged() <= 1) {
       protocol_.delivered();
     }
     if (protocol_.ended()) return finish();

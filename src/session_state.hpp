@@ -284,6 +284,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool input_drained_ = true;  // the last read took all there was
   bool accepting_stopped_ = false;
   bool finished_ = false;
+  bool awaits_peers_end_ = false;  // of a connection that has failed
   bool delivering_ = false;
   bool opened_ = false;
   bool flush_asked_ = false;  // since nothing is owed

@@ -510,6 +510,16 @@ TEST_F(WebSocketFrames, ATooLargeOneClosesWith1009) {
   EXPECT_EQ(peer.next().payload, text_of(response(1, std::string(1000, 'x'))));
 }
 
+// Who cannot send any more may give up before it has read why.
+TEST_F(WebSocketFrames, TheRestOfATooLargeOneIsReadForNothing) {
+  RawWebSocket peer(server.endpoint);
+  EXPECT_TRUE(peer.peer.send(frame(fin | binary, std::string(16U << 20, 'x')))) << "the connection was reset";
+  const Frame got = peer.next();
+  EXPECT_EQ(got.code(), 1009U) << got.reason();
+  peer.send(fin | close, got.payload);
+  EXPECT_TRUE(peer.peer.sees_end());
+}
+
 TEST_F(WebSocketFrames, AMessageInFragmentsWithPingsBetweenThemIsWhole) {
   RawWebSocket peer(server.endpoint);
   const std::string packet = text_of(request(1, "in several fragments"));
