@@ -293,8 +293,8 @@ TEST(Endpoint, BadUrlsAreShownWithWhatIsWrong) {
   expect("localhost:8001", "no scheme; write it as tcp://host:port");
   expect("//localhost:8001", "no scheme; write it as tcp://host:port");
   expect("://localhost:8001", "no scheme; write it as tcp://host:port");
-  expect("http://localhost:8001", "unknown scheme \"http\"; there are tcp, tls, unix, ws and wss");
-  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there are tcp, tls, unix, ws and wss");
+  expect("http://localhost:8001", "unknown scheme \"http\"; there are tcp, tls, unix, ws, wss and inproc");
+  expect("tcp ://localhost:8001", "unknown scheme \"tcp \"; there are tcp, tls, unix, ws, wss and inproc");
   expect("tcp://localhost:8001/", "\"8001/\" is no port");
   expect("ws://localhost:8001/a#b", "\"/a#b\" is no path");
   expect("wss://localhost:8001/a b", "\"/a b\" is no path");
@@ -320,6 +320,22 @@ TEST(Endpoint, OfWebSocketHasAPathAndAUsualPort) {
   EXPECT_EQ(msgtrans::websocket_tls("[::1]:443/a/b?c=d"), six);
   EXPECT_EQ(parsed("ws://localhost?x").path, "/?x");
   EXPECT_EQ(parsed("tls://localhost:1"), msgtrans::tls("localhost:1"));
+}
+
+TEST(Endpoint, WithinTheProcessIsAName) {
+  Error error;
+  const auto endpoint = msgtrans::parse_url("inproc://orders/eu-1", error);
+  ASSERT_TRUE(endpoint) << error.text;
+  EXPECT_EQ(*endpoint, msgtrans::in_process("orders/eu-1"));
+  EXPECT_EQ(endpoint->transport, msgtrans::Transport::in_process);
+  EXPECT_EQ(endpoint->to_string(), "orders/eu-1");
+  EXPECT_EQ(endpoint->url(), "inproc://orders/eu-1");
+  for (const std::string bad : {"", "a b", "a#1", "a\n", "\xff"}) {
+    EXPECT_FALSE(msgtrans::parse_url("inproc://" + bad, error)) << bad;
+    EXPECT_EQ(error.code, Errc::invalid_address);
+    EXPECT_EQ(error.text, "invalid address \"inproc://" + bad +
+                              "\": " + (bad.empty() ? std::string("no name") : "\"" + bad + "\" is no name"));
+  }
 }
 
 // --- BytesView

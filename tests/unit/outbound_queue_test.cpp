@@ -238,7 +238,25 @@ class Pair {
     }
   }
 
+  void hand_over_some() {
+    const bool exact = pick(2) == 0;
+    const std::size_t most = 1 + pick(pick(2) == 0 ? 100 : 100'000);
+    const Bytes stream = model.stream();
+    Bytes taken;
+    const auto done = queue.hand_over(most, exact, [&](OutboundBlock& block) {
+      const auto bytes = block.bytes();
+      taken.insert(taken.end(), bytes.begin(), bytes.end());
+      if (pick(2) == 0) pool.give(std::move(OutboundBlock(std::move(block)).own));  // else the queue does
+    });
+    ASSERT_LE(taken.size(), stream.size());
+    ASSERT_TRUE(std::equal(taken.begin(), taken.end(), stream.begin())) << "not the bytes that are next";
+    if (exact) ASSERT_EQ(taken.size(), std::min(most, stream.size()));
+    ASSERT_GE(taken.size(), std::min(most, stream.size()));
+    expect_written(done, model.consume(taken.size()));
+  }
+
   void write_some() {
+    if (pick(3) == 0) return hand_over_some();
     const Bytes next = gathered(queue, 1 + pick(20));
     const Bytes stream = model.stream();
     ASSERT_LE(next.size(), stream.size());
