@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sections are those of RFC 6455. Bytes are written out, so that nothing here is made by what it tests.
+// Sections are those of RFC 6455, and of RFC 7692 where messages are compressed. Bytes are written out, so that nothing
+// here is made by what it tests.
 #include "wire_test_util.hpp"
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <vector>
+#include <zlib.h>
 
 namespace msgtrans::wire {
 namespace {
@@ -42,8 +44,24 @@ std::string masked(std::string_view hex, std::size_t from = 0) {
 class Reading {
  public:
   Reading(WebSocketRole role, const Limits& limits) : reader_(role, limits) {}
+  /// Where messages may be compressed, with so much room at a time.
+  Reading(WebSocketRole role, const Limits& limits, std::size_t room) : reader_(role, limits), room_(room) {
+    reader_.take_compressed();
+  }
 
   void feed(std::span<const std::byte> bytes) {
+    if (room_ == 0) {
+      feed_in_place(bytes);
+    } else {
+      feed_apart(bytes);
+    }
+  }
+
+  [[nodiscard]] const std::string& log() const { return log_; }
+  [[nodiscard]] const FrameReader& reader() const { return reader_; }
+
+ private:
+  void feed_in_place(std::span<const std::byte> bytes) {
     // Exactly as large as the input, and in place: nothing may be read or written beyond.
     Bytes buffer(bytes.begin(), bytes.end());
     std::span<const std::byte> in = buffer;
@@ -53,26 +71,52 @@ class Reading {
       const Event event = reader_.read(in, out);
       EXPECT_LE(out - buffer.data(), in.data() - buffer.data()) << "more was yielded than taken";
       log_ += to_hex(std::span(from, out));
-      switch (event) {
-        case Event::need_more: EXPECT_TRUE(in.empty()); return;
-        case Event::ping: log_ += "[ping " + to_hex(reader_.control_payload()) + "]"; break;
-        case Event::pong: log_ += "[pong " + to_hex(reader_.control_payload()) + "]"; break;
-        case Event::close:
-          log_ += "[close " + std::to_string(reader_.peer_code()) + " " + std::string(reader_.peer_text()) + "]";
-          break;
-        case Event::violation:
-          log_ += "[violation " + std::to_string(reader_.violation_code()) + " " + reader_.error().text + "]";
-          EXPECT_TRUE(is_protocol_error(reader_.error().code));
-          return;
+      EXPECT_NE(event, Event::full);
+      if (event == Event::need_more) {
+        EXPECT_TRUE(in.empty());
+        return;
       }
+      if (!note(event)) return;
     }
   }
 
-  [[nodiscard]] const std::string& log() const { return log_; }
-  [[nodiscard]] const FrameReader& reader() const { return reader_; }
+  void feed_apart(std::span<const std::byte> bytes) {
+    const Bytes lent(bytes.begin(), bytes.end());
+    std::span<const std::byte> in = lent;
+    for (;;) {
+      Bytes buffer(room_);
+      std::span<std::byte> out = buffer;
+      const Event event = reader_.read(in, out);
+      log_ += to_hex(std::span(buffer).first(buffer.size() - out.size()));
+      EXPECT_TRUE(event != Event::full || out.empty());
+      EXPECT_TRUE(event == Event::full || !reader_.has_output());
+      if (event == Event::need_more) {
+        EXPECT_TRUE(in.empty());
+        return;
+      }
+      if (event != Event::full && !note(event)) return;
+    }
+  }
 
- private:
+  /// \returns false if nothing follows.
+  bool note(Event event) {
+    switch (event) {
+      case Event::ping: log_ += "[ping " + to_hex(reader_.control_payload()) + "]"; break;
+      case Event::pong: log_ += "[pong " + to_hex(reader_.control_payload()) + "]"; break;
+      case Event::close:
+        log_ += "[close " + std::to_string(reader_.peer_code()) + " " + std::string(reader_.peer_text()) + "]";
+        break;
+      case Event::violation:
+        log_ += "[violation " + std::to_string(reader_.violation_code()) + " " + reader_.error().text + "]";
+        EXPECT_TRUE(is_protocol_error(reader_.error().code));
+        return false;
+      default: break;
+    }
+    return true;
+  }
+
   FrameReader reader_;
+  std::size_t room_ = 0;  // 0: where the input is
   std::string log_;
 };
 
@@ -372,6 +416,286 @@ TEST(WireWebSocket, MaskingIsByByteWhateverTheLengthAndThePlace) {
     detail::mask_copy(parts.data(), source.data(), cut, mask);
     detail::mask_copy(parts.data() + cut, source.data() + cut, size - cut, detail::advance_mask(mask, cut));
     ASSERT_EQ(to_hex(parts), masked(to_hex(std::span(source).first(size))));
+  }
+}
+
+// --- compressed messages (RFC 7692)
+
+/// As a block that is not compressed, and the octet of the next that is sent (7.2.3.3).
+std::string stored(const std::string& hex) {
+  const std::size_t size = hex.size() / 2;
+  const Bytes lengths{static_cast<std::byte>(size), static_cast<std::byte>(size >> 8), static_cast<std::byte>(~size),
+                      static_cast<std::byte>(~size >> 8)};
+  return "00" + to_hex(lengths) + hex + "00";
+}
+
+/// By zlib itself: what a peer may do that compresses as well as can be.
+std::string deflated(const Bytes& bytes) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
+  Bytes out(bytes.size() + 100);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&stream, Z_SYNC_FLUSH), Z_OK);
+  out.resize(stream.total_out - 4);
+  deflateEnd(&stream);
+  return to_hex(out);
+}
+
+/// A frame whose payload is that, not masked.
+std::string framed_as(std::string_view first, const std::string& hex) {
+  const std::size_t size = hex.size() / 2;
+  if (size <= 125) return std::string(first) + to_hex(Bytes{static_cast<std::byte>(size)}) + hex;
+  return std::string(first) + "7e" + to_hex(Bytes{static_cast<std::byte>(size >> 8), static_cast<std::byte>(size)}) +
+         hex;
+}
+
+/// And masked.
+std::string masked_as(std::string_view first, const std::string& hex) {
+  EXPECT_LE(hex.size() / 2, 125U);
+  return std::string(first) + to_hex(Bytes{static_cast<std::byte>(0x80 | hex.size() / 2)}) + std::string(key) +
+         masked(hex);
+}
+
+std::string short_of(int size) {
+  return violation(1002, "WebSocket message is " + std::to_string(size) + " bytes long, a packet has at least 16");
+}
+
+std::string not_inflating(std::string_view why) {
+  return violation(1007, "WebSocket message does not inflate: " + std::string(why));
+}
+
+/// Behind its header a packet of the most that `small_limits` allow has as many zeros, and then `more`.
+Bytes largest_packet(std::size_t more) {
+  Bytes bytes = from_hex("01000005 0000002a 0064 000003e8 0000");
+  bytes.resize(1116 + more);
+  return bytes;
+}
+
+std::vector<Case> compressed_cases() {
+  constexpr auto server = WebSocketRole::server;
+  constexpr auto client = WebSocketRole::client;
+  const std::string p0 = packet(0);
+  const std::string p40 = packet(40);
+  const std::string s40 = stored(p40);
+  const std::string hello = "48656c6c6f";
+  const Bytes zeros = from_hex("01000005 0000002a 0000 000003e8 0000" + std::string(2000, '0'));
+  const std::string z1000 = deflated(zeros);
+  const auto part = [](const std::string& hex, std::size_t from, std::size_t size = std::string::npos) {
+    return hex.substr(2 * from, size == std::string::npos ? size : 2 * size);
+  };
+  return {
+      // 7.2.3's own examples: what they inflate to is too short for a packet
+      {"7231OneFrame", client, "c207f248cdc9c90700", hello + short_of(5)},
+      {"7231OneFrameMasked", server, masked_as("c2", "f248cdc9c90700"), hello + short_of(5)},
+      {"7231TwoFrames", client, "4203f248cd8004c9c90700", hello + short_of(5)},
+      {"7231AsText", client, "c107f248cdc9c90700", violation(1003, "WebSocket message is text, must be binary")},
+      {"7232WithTheContextOfNoMessage", client, "c205f200110000",
+       "48" + not_inflating("invalid distance too far back")},
+      {"7233NotCompressed", client, "c20b000500faff48656c6c6f00", hello + short_of(5)},
+      {"7234Final", client, "c208f348cdc9c9070000", hello + short_of(5)},
+      {"7235TwoBlocks", client, "c20df248050000 00ffffcac9c90700", hello + short_of(5)},
+      {"7236Empty", client, "c20100", short_of(0)},
+      // packets
+      {"Packet", client, framed_as("c2", s40), p40},
+      {"PacketMasked", server, masked_as("c2", s40), p40},
+      {"PacketByZlib", client, framed_as("c2", deflated(from_hex(p40))), p40},
+      {"Zeros", client, framed_as("c2", z1000), to_hex(zeros)},
+      {"ZerosInFragments", server,
+       masked_as("42", part(z1000, 0, 3)) + masked_as("00", part(z1000, 3, 9)) + masked_as("80", part(z1000, 12)),
+       to_hex(zeros)},
+      {"TwoPackets", client, framed_as("c2", s40) + framed_as("c2", stored(p0)), p40 + p0},
+      {"BetweenThoseThatAreNot", client, framed_as("82", p0) + framed_as("c2", s40) + framed_as("82", p40),
+       p0 + p40 + p40},
+      {"FragmentedBehindACompressedOne", client,
+       framed_as("c2", s40) + framed_as("02", part(p0, 0, 8)) + framed_as("80", part(p0, 8)), p40 + p0},
+      {"FinalBlocks", client,
+       framed_as("c2", "01" + part(stored(part(p0, 0, 8)), 1, 12) + "01" + part(stored(part(p0, 8)), 1)), p0},
+      {"TheTailIsTheLastBlock", client, framed_as("c2", part(s40, 0, s40.size() / 2 - 1) + "01"), p40},
+      {"ControlsBetweenFragments", server,
+       masked_as("42", part(s40, 0, 20)) + masked_as("89", "616263") + masked_as("00", part(s40, 20, 10)) +
+           masked_as("8a", "") + masked_as("80", part(s40, 30)) + masked_as("89", ""),
+       part(p40, 0, 15) + "[ping 616263]" + part(p40, 15, 10) + "[pong ]" + part(p40, 25) + "[ping ]"},
+      {"CloseBetweenFragments", client, framed_as("42", part(s40, 0, 20)) + "880203e8" + framed_as("80", part(s40, 20)),
+       part(p40, 0, 15) + "[close 1000 ]"},
+      {"EmptyFragments", client,
+       "4200"
+       "0000" +
+           framed_as("00", s40) +
+           "0000"
+           "8000",
+       p40},
+      {"EmptyFragmentsOfNothing", client, "42008000", not_inflating("it ends within a block")},
+      // 6: the bit is the first frame's of a message, and the other two are nobody's
+      {"BitInContinuation", client, framed_as("42", part(s40, 0, 20)) + framed_as("c0", part(s40, 20)),
+       part(p40, 0, 15) + frame_fault("reserved bits are 4, must be 0")},
+      {"BitInContinuationOfAPlainOne", client, framed_as("02", part(p0, 0, 8)) + framed_as("c0", part(p0, 8)),
+       part(p0, 0, 8) + frame_fault("reserved bits are 4, must be 0")},
+      {"BitInPing", client, "c900", frame_fault("reserved bits are 4, must be 0")},
+      {"BitInPong", client, "ca00", frame_fault("reserved bits are 4, must be 0")},
+      {"BitInClose", client, "c800", frame_fault("reserved bits are 4, must be 0")},
+      {"OtherBit", client, "a210" + p0, frame_fault("reserved bits are 2, must be 0")},
+      {"OtherBitToo", client, framed_as("e2", s40), frame_fault("reserved bits are 6, must be 0")},
+      {"AllBits", client, framed_as("f2", s40), frame_fault("reserved bits are 7, must be 0")},
+      {"BitInsideAMessage", client, framed_as("42", part(s40, 0, 20)) + framed_as("c2", s40),
+       part(p40, 0, 15) + frame_fault("new message inside a fragmented one")},
+      // what is no DEFLATE
+      {"BlockType3", client, "c20106", not_inflating("invalid block type")},
+      {"StoredLengths", client, "c20700 1000 1000 0000", not_inflating("invalid stored block lengths")},
+      {"CutInAStoredBlock", client, framed_as("c2", part(s40, 0, 40)),
+       part(p40, 0, 35) + "0000ffff" + not_inflating("it ends within a block")},
+      {"WithoutItsLastOctet", client, framed_as("c2", part(s40, 0, s40.size() / 2 - 1)),
+       p40 + not_inflating("it ends within a block")},
+      {"Nothing", client, "c200", not_inflating("it ends within a block")},
+      {"CorruptBehindThePacket", client, framed_as("c2", part(s40, 0, s40.size() / 2 - 1) + "0600"),
+       p40 + not_inflating("invalid block type")},
+      // a message is a packet
+      {"ShorterThanItsPacket", client, framed_as("c2", stored(part(p40, 0, 55))),
+       part(p40, 0, 55) + violation(1002, "WebSocket message is 55 bytes long, its packet is 56")},
+      {"LongerThanItsPacket", client, framed_as("c2", stored(p40 + "00")),
+       p40 + violation(1002, "WebSocket message is more than 56 bytes long, its packet is 56")},
+      {"TwoPacketsInAMessage", client, framed_as("c2", stored(p40 + p0)),
+       p40 + violation(1002, "WebSocket message is more than 56 bytes long, its packet is 56")},
+      {"WrongHeader", client, framed_as("c2", stored("02" + part(p40, 1))),
+       part("02" + part(p40, 1), 0, 15) + violation(1002, "version is 2, must be 1")},
+      // limits, of what it inflates to ...
+      {"PayloadOverTheLimit", client, framed_as("c2", stored("01000000000000000000ffffffff0000")),
+       "01000000000000000000ffffffff00" + violation(1009, "payload_len is 4294967295, over the limit of 1000 bytes")},
+      {"TheLimit", client, framed_as("c2", deflated(largest_packet(0))), to_hex(largest_packet(0))},
+      {"OverTheLimit", client, framed_as("c2", deflated(largest_packet(1))),
+       to_hex(largest_packet(0)) + violation(1009, "WebSocket message inflates to more than the limit of 1116 bytes")},
+      {"Bomb", client, framed_as("c2", deflated(largest_packet(1'000'000))),
+       to_hex(largest_packet(0)) + violation(1009, "WebSocket message inflates to more than the limit of 1116 bytes")},
+      // ... and of what comes: 1116 bytes, a sixteenth of that, and 64
+      {"ManyBytes", client, "c27e04e2",
+       violation(1009, "compressed WebSocket message has 0 + 1250 bytes, over the limit of 1249 bytes")},
+      {"ManyBytesInFragments", client, framed_as("42", "000000ffff") + "007e04dd",
+       violation(1009, "compressed WebSocket message has 5 + 1245 bytes, over the limit of 1249 bytes")},
+  };
+}
+
+/// Bytes up to a fault are told only as far as they come before it.
+void expect_same_reading(const Reading& reading, const Case& c, const std::string& how) {
+  ASSERT_EQ(fault_of(reading.log()), fault_of(c.expected)) << c.name << " " << how;
+  const std::size_t at = reading.log().find("[violation");
+  const std::string bytes = reading.log().substr(0, at);
+  ASSERT_TRUE(c.expected.starts_with(bytes)) << c.name << " " << how << ": " << bytes;
+  if (at == std::string::npos) {
+    ASSERT_EQ(reading.log(), c.expected) << c.name << " " << how;
+  }
+}
+
+TEST(WireWebSocketDeflate, MessagesAreInflated) {
+  for (const Case& c : compressed_cases()) {
+    Reading reading(c.role, small_limits, 100'000);
+    reading.feed(from_hex(c.bytes));
+    expect_same_reading(reading, c, "whole");
+  }
+}
+
+TEST(WireWebSocketDeflate, WithLittleRoomTheyAreInflatedAlike) {
+  for (const Case& c : compressed_cases()) {
+    for (const std::size_t room : {1U, 7U, 16U, 56U, 1116U}) {
+      Reading reading(c.role, small_limits, room);
+      reading.feed(from_hex(c.bytes));
+      expect_same_reading(reading, c, "with room for " + std::to_string(room));
+    }
+  }
+}
+
+TEST(WireWebSocketDeflate, AnInputCutAnywhereIsInflatedAsTheWhole) {
+  const auto feed = [](Reading& reading, std::span<const std::byte> bytes) {
+    if (reading.log().find("[violation") == std::string::npos) reading.feed(bytes);
+  };
+  for (const Case& c : compressed_cases()) {
+    const Bytes bytes = from_hex(c.bytes);
+    for (std::size_t cut = 0; cut <= std::min<std::size_t>(bytes.size(), 200); ++cut) {
+      Reading reading(c.role, small_limits, 50);
+      feed(reading, std::span(bytes).first(cut));
+      feed(reading, std::span(bytes).subspan(cut));
+      ASSERT_NO_FATAL_FAILURE(expect_same_reading(reading, c, "cut at " + std::to_string(cut)));
+    }
+    Reading reading(c.role, small_limits, 3);
+    for (const std::byte& b : bytes) feed(reading, {&b, 1});
+    ASSERT_NO_FATAL_FAILURE(expect_same_reading(reading, c, "byte by byte"));
+  }
+}
+
+TEST(WireWebSocketDeflate, WhatIsNotCompressedIsReadAsEver) {
+  for (const Case& c : cases()) {
+    if (std::string_view(c.name) == "Reserved1") continue;  // which is another thing here
+    for (const std::size_t room : {1U, 100'000U}) {
+      Reading reading(c.role, small_limits, room);
+      reading.feed(from_hex(c.bytes));
+      ASSERT_EQ(fault_of(reading.log()), fault_of(c.expected)) << c.name << " with room for " << room;
+    }
+  }
+}
+
+TEST(WireWebSocketDeflate, NoMoreIsInflatedThanThereIsRoomFor) {
+  const Bytes bytes = from_hex(framed_as("c2", deflated(from_hex(packet(0).substr(0, 20) + "00100000" + "0000" +
+                                                                 std::string(std::size_t{2} << 20, '0')))));
+  FrameReader reader(WebSocketRole::client, Limits{});
+  reader.take_compressed();
+  std::span<const std::byte> in = bytes;
+  Bytes room(1000);
+  std::size_t total = 0;
+  for (Event event = Event::full; event == Event::full;) {
+    std::span<std::byte> out = room;
+    event = reader.read(in, out);
+    total += room.size() - out.size();
+    EXPECT_EQ(event == Event::full, out.empty());
+    EXPECT_EQ(reader.has_output(), event == Event::full);
+    EXPECT_EQ(reader.has_partial(), event == Event::full);
+  }
+  EXPECT_EQ(total, 16U + (1U << 20));
+  EXPECT_TRUE(in.empty());
+}
+
+TEST(WireWebSocketDeflate, ADeflaterEndsItsMessageAsTheRfcSays) {
+  detail::Deflater deflater(0, 15);
+  const Bytes hello = bytes_of("Hello");
+  for (int i = 0; i < 2; ++i) {  // 7.2.3.1, and not 7.2.3.2
+    Bytes out(12);
+    deflater.begin(out);
+    EXPECT_TRUE(deflater.add(std::span(hello).first(2)));
+    EXPECT_TRUE(deflater.add(std::span(hello).subspan(2)));
+    EXPECT_EQ(deflater.finish(), 7U);
+    EXPECT_EQ(to_hex(std::span(out).first(7)), "f248cdc9c90700");
+  }
+  Bytes out(11);
+  deflater.begin(out);
+  deflater.add(hello);
+  EXPECT_EQ(deflater.finish(), 0U) << "there is no room that is left over";
+}
+
+TEST(WireWebSocketDeflate, WhatWasDeflatedInflates) {
+  for (const int bits : {9, 12, 15}) {
+    detail::Deflater deflater(9, bits);
+    for (std::uint32_t seed = 0; seed < 20; ++seed) {
+      Bytes bytes = random_bytes(3000, seed);
+      for (std::size_t i = 300; i < bytes.size(); ++i) bytes[i] = bytes[i - 290 - seed % 10];
+      Bytes wire(bytes.size() + 4);
+      deflater.begin(wire);
+      ASSERT_TRUE(deflater.add(bytes));
+      const std::size_t size = deflater.finish();
+      ASSERT_GT(size, 0U);
+      // A peer that was told of the window has no larger one.
+      z_stream stream{};
+      ASSERT_EQ(inflateInit2(&stream, -bits), Z_OK);
+      std::ranges::copy(detail::deflate_tail, wire.begin() + static_cast<std::ptrdiff_t>(size));
+      Bytes inflated(bytes.size() + 1);
+      stream.next_in = reinterpret_cast<Bytef*>(wire.data());
+      stream.avail_in = static_cast<uInt>(size + 4);
+      stream.next_out = reinterpret_cast<Bytef*>(inflated.data());
+      stream.avail_out = static_cast<uInt>(inflated.size());
+      EXPECT_EQ(inflate(&stream, Z_SYNC_FLUSH), Z_OK);
+      inflated.resize(stream.total_out);
+      inflateEnd(&stream);
+      ASSERT_TRUE(inflated == bytes);
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <msgtrans/error.hpp>
+#include <msgtrans/wire/deflate.hpp>
 #include <msgtrans/wire/header.hpp>
 #include <optional>
 #include <span>
@@ -17,8 +18,8 @@
 #include <utility>
 
 /// \file
-/// WebSocket (RFC 6455) behind its handshake: what lies between the frames on the connection and the packets. No
-/// extension is ever negotiated, so the reserved bits must be 0.
+/// WebSocket (RFC 6455) behind its handshake: what lies between the frames on the connection and the packets. The only
+/// extension there is is permessage-deflate (RFC 7692) without context takeover; else the reserved bits must be 0.
 
 namespace msgtrans::wire {
 
@@ -44,6 +45,8 @@ inline constexpr std::uint16_t try_again_later = 1013;
 }
 }  // namespace close_code
 
+/// In the first byte of a message's first frame: the message is compressed.
+inline constexpr std::byte compressed_bit{0x40};
 /// Bytes of the longest frame header, with a mask key.
 inline constexpr std::size_t max_frame_header = 14;
 /// Bytes of the longest payload of a ping, pong or Close frame.
@@ -211,8 +214,8 @@ inline std::size_t encode_close_frame(std::uint16_t code, std::string_view text,
 /// of frames. Of a message in several frames the first bytes are yielded before the last have come: that it is too
 /// short or too long may be found only then.
 ///
-/// Holds no memory but itself, whatever the peer announces; O(1) for each frame and linear in its bytes. Not
-/// thread-safe.
+/// Holds no memory but itself, whatever the peer announces, and in the middle of a compressed message an inflater; O(1)
+/// for each frame and linear in its bytes, and in what they inflate to. Not thread-safe.
 class FrameReader {
  public:
   enum class Event : std::uint8_t {
@@ -221,10 +224,18 @@ class FrameReader {
     pong,       ///< `control_payload` is what came
     close,      ///< `peer_code` and `peer_text`; everything behind it is passed over
     violation,  ///< the peer broke RFC 6455 or the wire format: `error` and `violation_code`. Final
+    full,       ///< `out` is used up, and there may be more for it
   };
 
   FrameReader(WebSocketRole role, const Limits& limits) noexcept
       : max_message_(header_size + limits.max_extension + limits.max_payload), limits_(limits), role_(role) {}
+  ~FrameReader() { release_inflater(); }
+  FrameReader(const FrameReader&) = delete;
+  FrameReader& operator=(const FrameReader&) = delete;
+
+  /// permessage-deflate without context takeover was agreed on: messages may be compressed. From now on only the
+  /// `read` that is told how much room there is.
+  void take_compressed() noexcept { takes_compressed_ = true; }
 
   /// Takes from the front of `in`, until there is an event or nothing left, and puts packet bytes to `out`, which is
   /// moved on behind them: never more than were taken. `out` may be where `in` begins, or before.
@@ -241,9 +252,15 @@ class FrameReader {
         }
         if (!read_frame_header(in)) [[unlikely]]
           return error_ != nullptr ? Event::violation : Event::need_more;
-        if (frame_left_ == 0 && !is_control(opcode_)) {
-          if (final_) in_message_ = false;
-          continue;
+        if (!is_control(opcode_)) {
+          if (compressed_) [[unlikely]] {
+            inflates_ = true;
+            return Event::need_more;
+          }
+          if (frame_left_ == 0) {
+            if (final_) in_message_ = false;
+            continue;
+          }
         }
       }
       if (is_control(opcode_)) [[unlikely]] {
@@ -254,6 +271,29 @@ class FrameReader {
     }
     return Event::need_more;
   }
+
+  /// The same where messages may be compressed, which are more when inflated: `out` is other memory than `in`, and is
+  /// moved on behind what was put; with `full` some of `in` may be left. Inflated is no more than there is room for,
+  /// and no more than a packet within `limits`, wherever the peer's data would lead. Throws std::bad_alloc.
+  [[nodiscard]] Event read(std::span<const std::byte>& in, std::span<std::byte>& out) {
+    for (;;) {
+      if (inflates_) {
+        if (const Event event = inflate(in, out); event != Event::need_more) return event;
+        if (inflates_) return Event::need_more;
+      }
+      auto part = in.first(std::min(in.size(), out.size()));
+      const std::size_t offered = part.size();
+      std::byte* to = out.data();
+      const Event event = read(part, to);
+      in = stopped_ ? in.last(0) : in.subspan(offered - part.size());
+      out = out.subspan(static_cast<std::size_t>(to - out.data()));
+      if (inflates_) continue;
+      if (event != Event::need_more || in.empty()) return event;
+      if (out.empty()) return Event::full;
+    }
+  }
+  /// True if there may be output without further input, after `full`.
+  [[nodiscard]] bool has_output() const noexcept { return output_left_; }
 
   /// Of the ping, pong or Close frame just read.
   [[nodiscard]] std::span<const std::byte> control_payload() const noexcept {
@@ -368,7 +408,8 @@ class FrameReader {
   [[gnu::noinline]] bool check_start(unsigned first, unsigned second) {
     const unsigned opcode = first & 0x0fU;
     const bool masked = (second & 0x80U) != 0;
-    if ((first & 0x70U) != 0) {
+    const bool data = opcode == 1 || opcode == 2;
+    if ((first & 0x70U) != 0 && !(takes_compressed_ && data && (first & 0x70U) == 0x40)) {
       return broken("reserved bits are " + std::to_string(first >> 4 & 7) + ", must be 0");
     }
     if (opcode > 10 || (opcode > 2 && opcode < 8)) {
@@ -413,16 +454,15 @@ class FrameReader {
     } else {
       if (!in_message_) {
         in_message_ = true;
+        compressed_ = (first & 0x40U) != 0;
         message_size_ = message_taken_ = packet_size_ = 0;
       }
       final_ = (first & 0x80U) != 0;
-      if (length > max_message_ - message_size_) return too_big(length);
+      if (length > most_of_message() - message_size_) return too_big(length);
       message_size_ += static_cast<std::size_t>(length);
-      if (message_taken_ >= header_size && !check_size()) return false;
-      if (final_ && message_size_ < header_size) {
-        return violate(close_code::protocol_error,
-                       Error(Errc::websocket_violation, "WebSocket message is " + std::to_string(message_size_) +
-                                                            " bytes long, a packet has at least 16"));
+      if (!compressed_) {
+        if (message_taken_ >= header_size && !check_size()) return false;
+        if (final_ && message_size_ < header_size) return too_short(message_size_);
       }
     }
     frame_left_ = length;
@@ -438,12 +478,7 @@ class FrameReader {
       std::memmove(out, in.data(), count);
     }
     if (message_taken_ < header_size) {
-      const std::byte* head = out;
-      if (message_taken_ != 0 || count < header_size) {
-        std::memcpy(packet_head_.data() + message_taken_, out, std::min(count, header_size - message_taken_));
-        head = packet_head_.data();
-      }
-      if (message_taken_ + count >= header_size) {
+      if (const std::byte* const head = packet_head(out, count); head != nullptr) {
         packet_size_ = detail::packet_size(head);
         if (message_size_ != packet_size_ && !check_size(head)) return false;
       }
@@ -456,19 +491,117 @@ class FrameReader {
     return true;
   }
 
+  /// The packet's header, of which the bytes behind `message_taken_` are these; null if it is not whole yet.
+  const std::byte* packet_head(const std::byte* from, std::size_t count) noexcept {
+    if (message_taken_ == 0 && count >= header_size) return from;
+    std::memcpy(packet_head_.data() + message_taken_, from, std::min(count, header_size - message_taken_));
+    return message_taken_ + count >= header_size ? packet_head_.data() : nullptr;
+  }
+
   /// Whether the message as far as it is announced fits its packet.
   bool check_size(const std::byte* head = nullptr) {
     if (message_size_ == packet_size_ || (message_size_ < packet_size_ && !final_)) return true;
-    if (Header header; head != nullptr && !detail::read_header(head, limits_, header)) {
-      Error error = detail::explain_header(head, limits_);
-      const bool size = error.code == make_error_code(Errc::payload_too_large) ||
-                        error.code == make_error_code(Errc::extension_too_large);
-      return violate(size ? close_code::message_too_big : close_code::protocol_error, std::move(error));
+    if (head != nullptr && !check_header(head)) return false;
+    return wrong_size(std::to_string(message_size_) + (final_ ? "" : " or more") + " bytes long");
+  }
+
+  bool check_header(const std::byte* head) {
+    Header header;
+    if (detail::read_header(head, limits_, header)) return true;
+    Error error = detail::explain_header(head, limits_);
+    const bool size = error.code == make_error_code(Errc::payload_too_large) ||
+                      error.code == make_error_code(Errc::extension_too_large);
+    return violate(size ? close_code::message_too_big : close_code::protocol_error, std::move(error));
+  }
+
+  /// Goes on with a frame of a compressed message, and ends the message with its last. `need_more`: of this frame all
+  /// that came is used up, and while `inflates_` some of it is still to come.
+  Event inflate(std::span<const std::byte>& in, std::span<std::byte>& out) {
+    if (!inflater_) inflater_ = detail::DeflateStreams::lend_inflater();
+    output_left_ = false;
+    for (;;) {
+      std::byte beyond;  // of a whole packet only the end may follow
+      if (out.empty() && (message_taken_ < header_size || message_taken_ != packet_size_)) {
+        output_left_ = true;
+        return Event::full;
+      }
+      std::span<std::byte> room = out.empty() ? std::span(&beyond, 1) : out;
+      const std::size_t most = room.size();
+      std::array<std::byte, 8192> unmasked;
+      std::span<const std::byte> source;
+      const bool payload = frame_left_ != 0;
+      if (payload) {
+        source = in.first(static_cast<std::size_t>(std::min<std::uint64_t>(frame_left_, in.size())));
+        if (role_ == WebSocketRole::server && !source.empty()) {
+          source = source.first(std::min(source.size(), unmasked.size()));
+          detail::mask_copy(unmasked.data(), source.data(), source.size(), key_);
+          source = std::span(unmasked).first(source.size());
+        }
+      } else if (final_) {
+        source = std::span(detail::deflate_tail).subspan(tail_taken_);
+      }
+      const std::size_t offered = source.size();
+      const bool right = inflater_->run(source, room);
+      const std::size_t taken = offered - source.size();
+      if (payload) {
+        key_ = detail::advance_mask(key_, taken);
+        frame_left_ -= taken;
+        in = in.subspan(taken);
+      } else {
+        tail_taken_ = static_cast<std::uint8_t>(tail_taken_ + taken);
+      }
+      // What is wrong with the packet is told before what is wrong behind it.
+      const std::size_t put = most - room.size();
+      if (put != 0 && !take_inflated(out, put)) return Event::violation;
+      if (!right) return corrupt(inflater_->reason());
+      if (put == most || !source.empty()) continue;
+      if (frame_left_ != 0) {
+        if (in.empty()) return Event::need_more;
+      } else if (!final_) {
+        inflates_ = false;
+        return Event::need_more;
+      } else if (tail_taken_ == detail::deflate_tail.size()) {
+        return end_inflated() ? Event::need_more : Event::violation;
+      }
     }
-    return violate(close_code::protocol_error,
-                   Error(Errc::websocket_violation, "WebSocket message is " + std::to_string(message_size_) +
-                                                        (final_ ? "" : " or more") + " bytes long, its packet is " +
-                                                        std::to_string(packet_size_)));
+  }
+
+  bool take_inflated(std::span<std::byte>& out, std::size_t count) {
+    if (message_taken_ < header_size) {
+      if (const std::byte* const head = packet_head(out.data(), count); head != nullptr) {
+        if (!check_header(head)) return false;
+        packet_size_ = detail::packet_size(head);
+      }
+    }
+    message_taken_ += count;
+    if (message_taken_ > packet_size_ && message_taken_ >= header_size) {
+      if (packet_size_ != max_message_) return wrong_size("more than " + std::to_string(packet_size_) + " bytes long");
+      return violate(close_code::message_too_big,
+                     Error(Errc::payload_too_large, "WebSocket message inflates to more than the limit of " +
+                                                        std::to_string(max_message_) + " bytes"));
+    }
+    out = out.subspan(count);
+    return true;
+  }
+
+  bool end_inflated() {
+    if (!inflater_->at_boundary()) {
+      corrupt("it ends within a block");
+      return false;
+    }
+    if (message_taken_ < header_size) return too_short(message_taken_);
+    if (message_taken_ != packet_size_) return wrong_size(std::to_string(message_taken_) + " bytes long");
+    in_message_ = compressed_ = inflates_ = false;
+    tail_taken_ = 0;
+    release_inflater();
+    return true;
+  }
+
+  void release_inflater() noexcept { detail::DeflateStreams::give_back(std::move(inflater_)); }
+
+  [[nodiscard]] std::size_t most_of_message() const noexcept {
+    // What does not get smaller gets larger, with the worst of compressors by a thirtieth.
+    return compressed_ ? max_message_ + max_message_ / 16 + 64 : max_message_;
   }
 
   /// \returns true if the frame is whole.
@@ -500,6 +633,7 @@ class FrameReader {
       return Event::violation;
     }
     stopped_ = true;
+    release_inflater();
     return Event::close;
   }
 
@@ -509,9 +643,28 @@ class FrameReader {
 
   [[gnu::noinline]] bool too_big(std::uint64_t length) {
     return violate(close_code::message_too_big,
-                   Error(Errc::payload_too_large, "WebSocket message has " + std::to_string(message_size_) + " + " +
+                   Error(Errc::payload_too_large, std::string(compressed_ ? "compressed " : "") +
+                                                      "WebSocket message has " + std::to_string(message_size_) + " + " +
                                                       std::to_string(length) + " bytes, over the limit of " +
-                                                      std::to_string(max_message_) + " bytes"));
+                                                      std::to_string(most_of_message()) + " bytes"));
+  }
+
+  [[gnu::noinline]] bool too_short(std::size_t size) {
+    return violate(close_code::protocol_error,
+                   Error(Errc::websocket_violation,
+                         "WebSocket message is " + std::to_string(size) + " bytes long, a packet has at least 16"));
+  }
+
+  [[gnu::noinline]] bool wrong_size(const std::string& what) {
+    return violate(close_code::protocol_error,
+                   Error(Errc::websocket_violation,
+                         "WebSocket message is " + what + ", its packet is " + std::to_string(packet_size_)));
+  }
+
+  [[gnu::noinline]] Event corrupt(const char* why) {
+    violate(close_code::invalid_payload,
+            Error(Errc::websocket_violation, std::string("WebSocket message does not inflate: ") + why));
+    return Event::violation;
   }
 
   [[gnu::noinline]] bool broken(const std::string& what) {
@@ -523,16 +676,19 @@ class FrameReader {
     error_ = std::make_unique<Error>(std::move(error));
     violation_code_ = code;
     stopped_ = true;
+    inflates_ = output_left_ = false;
+    release_inflater();
     return false;
   }
 
   std::uint64_t frame_left_ = 0;   // payload bytes of the frame that are still to come
   std::size_t message_size_ = 0;   // of all its frames so far, as announced
-  std::size_t message_taken_ = 0;  // and as yielded
+  std::size_t message_taken_ = 0;  // and as yielded, which of a compressed one is another number
   std::size_t packet_size_ = 0;    // once its header has come
   std::size_t max_message_;
   std::unique_ptr<Error> error_;
-  MaskKey key_ = 0;  // for the next byte
+  std::unique_ptr<detail::Inflater> inflater_;  // in the middle of a compressed message
+  MaskKey key_ = 0;                             // for the next byte
   Limits limits_;
   std::uint16_t violation_code_ = 0;
   WebSocketRole role_;
@@ -540,6 +696,11 @@ class FrameReader {
   bool final_ = false;  // the data frame is its message's last
   bool in_message_ = false;
   bool stopped_ = false;
+  bool takes_compressed_ = false;
+  bool compressed_ = false;  // the message is
+  bool inflates_ = false;    // in the middle of a frame of such a one
+  bool output_left_ = false;
+  std::uint8_t tail_taken_ = 0;  // of what was not sent
   std::uint8_t header_have_ = 0;
   std::uint8_t control_have_ = 0;
   std::array<std::byte, max_frame_header> header_;  // what has come of a header that was cut
@@ -557,6 +718,8 @@ class PacketFramer {
   [[nodiscard]] bool at_boundary() const noexcept { return left_ == 0; }
   /// Bytes of the frame that are still to come.
   [[nodiscard]] std::size_t left() const noexcept { return left_; }
+  /// Bytes that are still to come of a header of which some is held back; 0 if none is.
+  [[nodiscard]] std::size_t head_left() const noexcept { return have_ == 0 ? 0 : header_size - have_; }
 
   /// Takes from the front of `in` and writes frames to the front of `out`; both are moved on. Ends when nothing is
   /// left, or when there is too little room for more. A frame of fewer than `direct` bytes is begun only if there is
