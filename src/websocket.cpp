@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "websocket.hpp"
 
+#include "deflate_agreement.hpp"
+
 #include <algorithm>
 #include <array>
 #include <boost/beast/core/detail/base64.hpp>
@@ -24,15 +26,6 @@ constexpr std::size_t least_header = 256;
 constexpr std::size_t most_header = 64 * 1024;
 constexpr std::uint32_t most_missed_pings = 1000;
 
-/// A name as RFC 7230 has it.
-bool is_token(std::string_view text) noexcept {
-  constexpr std::string_view others = "!#$%&'*+-.^_`|~";
-  return !text.empty() && std::ranges::all_of(text, [&](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-           others.find(c) != std::string_view::npos;
-  });
-}
-
 bool is_field_value(std::string_view text) noexcept {
   return std::ranges::all_of(text,
                              [](char c) { return c == '\t' || (static_cast<unsigned char>(c) >= 0x20 && c != 0x7f); });
@@ -55,19 +48,29 @@ Error invalid(const std::string& text) {
   return Error(Errc::invalid_option, text);
 }
 
-Error validate_common(const std::string& subprotocol, std::size_t max_header, std::chrono::milliseconds ping_interval,
-                      std::uint32_t max_missed_pings) {
-  if (!subprotocol.empty() && !is_token(subprotocol)) {
-    return invalid("subprotocol is " + quoted(subprotocol) + ", must be empty or a token of HTTP");
+/// What a server's options and a client's both have.
+template <class Options>
+Error validate_common(const Options& options) {
+  if (!options.subprotocol.empty() && !detail::is_token(options.subprotocol)) {
+    return invalid("subprotocol is " + quoted(options.subprotocol) + ", must be empty or a token of HTTP");
   }
-  if (max_header < least_header || max_header > most_header) {
-    return invalid("max_header is " + std::to_string(max_header) + ", must be from 256 to 65536");
+  if (options.max_header < least_header || options.max_header > most_header) {
+    return invalid("max_header is " + std::to_string(options.max_header) + ", must be from 256 to 65536");
   }
-  if (ping_interval.count() < 0 || ping_interval > std::chrono::hours(24 * 365)) {
-    return invalid("ping_interval is " + std::to_string(ping_interval.count()) + " ms, must be from 0 (off) to a year");
+  if (options.ping_interval.count() < 0 || options.ping_interval > std::chrono::hours(24 * 365)) {
+    return invalid("ping_interval is " + std::to_string(options.ping_interval.count()) +
+                   " ms, must be from 0 (off) to a year");
   }
-  if (max_missed_pings < 1 || max_missed_pings > most_missed_pings) {
-    return invalid("max_missed_pings is " + std::to_string(max_missed_pings) + ", must be from 1 to 1000");
+  if (options.max_missed_pings < 1 || options.max_missed_pings > most_missed_pings) {
+    return invalid("max_missed_pings is " + std::to_string(options.max_missed_pings) + ", must be from 1 to 1000");
+  }
+  if (!options.deflate) return {};
+  if (const int level = options.deflate->level; level < 0 || level > 9) {
+    return invalid("deflate.level is " + std::to_string(level) + ", must be from 1 to 9, or 0 for the default");
+  }
+  if (const int bits = options.deflate->window_bits;
+      bits < wire::least_deflate_window_bits || bits > wire::most_window_bits) {
+    return invalid("deflate.window_bits is " + std::to_string(bits) + ", must be from 9 to 15");
   }
   return {};
 }
@@ -75,13 +78,13 @@ Error validate_common(const std::string& subprotocol, std::size_t max_header, st
 }  // namespace
 
 Error validate(const WebSocketServerOptions& options) {
-  return validate_common(options.subprotocol, options.max_header, options.ping_interval, options.max_missed_pings);
+  return validate_common(options);
 }
 
 Error validate(const WebSocketClientOptions& options) {
   if (!is_field_value(options.origin)) return invalid("origin is " + quoted(options.origin) + ", must be one line");
   for (const auto& [name, value] : options.headers) {
-    if (!is_token(name)) return invalid("headers has the name " + quoted(name) + ", must be a token of HTTP");
+    if (!detail::is_token(name)) return invalid("headers has the name " + quoted(name) + ", must be a token of HTTP");
     if (!is_field_value(value)) {
       return invalid("headers has the value " + quoted(value) + " of " + name + ", must be one line");
     }
@@ -91,7 +94,7 @@ Error validate(const WebSocketClientOptions& options) {
       if (boost::beast::iequals(name, own)) return invalid("headers has " + name + ", which is the handshake's own");
     }
   }
-  return validate_common(options.subprotocol, options.max_header, options.ping_interval, options.max_missed_pings);
+  return validate_common(options);
 }
 
 namespace detail {
@@ -105,6 +108,9 @@ using boost::beast::string_view;
 constexpr std::size_t direct_size = 16 * 1024;
 constexpr std::size_t batch_size = 64 * 1024;
 constexpr std::size_t most_direct_pieces = 16;
+/// Packets over this size are not compressed: that would take the thread too long, and what the socket does not take of
+/// them has to be kept.
+constexpr std::size_t most_deflated = 512 * 1024;
 /// Control frames wait in line up to that much; of pings that come then only the latest is answered.
 constexpr std::size_t most_pending_controls = 4 * 1024;
 
@@ -182,6 +188,21 @@ bool has_exact_token(const http::fields& fields, http::field name, std::string_v
   return std::any_of(first, last, [&](const auto& field) {
     return std::ranges::any_of(http::token_list(field.value()), [&](string_view one) { return view(one) == token; });
   });
+}
+
+/// The lists on all lines of that name as one; nothing if it is not there.
+std::optional<std::string> whole_list(const http::fields& fields, http::field name) {
+  std::optional<std::string> whole;
+  const auto [first, last] = fields.equal_range(name);
+  for (auto at = first; at != last; ++at) {
+    if (whole) {
+      *whole += ',';
+    } else {
+      whole.emplace();
+    }
+    whole->append(view(at->value()));
+  }
+  return whole;
 }
 
 /// A request's target without host and query.
@@ -481,6 +502,15 @@ Connection::Status WebSocketConnection::take_request(std::string_view head) {
     }
     if (!allowed) return refuse(403, "origin " + quoted(origin) + " is not allowed");
   }
+  std::optional<DeflateAgreement> deflate;
+  if (options.deflate) {
+    if (const auto offered = whole_list(request, http::field::sec_websocket_extensions)) {
+      const auto extensions = ExtensionList::read(*offered);
+      if (!extensions)
+        return refuse(400, "Sec-WebSocket-Extensions is " + quoted(*offered) + ", which is no such list");
+      deflate = accept_deflate(*extensions, options.deflate->window_bits);
+    }
+  }
   std::string answer =
       "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
       "Sec-WebSocket-Accept: " +
@@ -489,6 +519,10 @@ Connection::Status WebSocketConnection::take_request(std::string_view head) {
       has_exact_token(request, http::field::sec_websocket_protocol, options.subprotocol)) {
     subprotocol_ = options.subprotocol;
     answer += "Sec-WebSocket-Protocol: " + subprotocol_ + "\r\n";
+  }
+  if (deflate) {
+    agree_to_deflate(*options.deflate, deflate->window_bits);
+    answer += "Sec-WebSocket-Extensions: " + deflate->answer + "\r\n";
   }
   answer += "\r\n";
   append(std::as_bytes(std::span(answer)));
@@ -523,6 +557,7 @@ Connection::Status WebSocketConnection::ask_handshake() {
                           "Sec-WebSocket-Key: " +
                           handshake_->key + "\r\n";
     if (!options.subprotocol.empty()) request += "Sec-WebSocket-Protocol: " + options.subprotocol + "\r\n";
+    if (options.deflate) request += "Sec-WebSocket-Extensions: " + deflate_offer(options.deflate->window_bits) + "\r\n";
     if (!options.origin.empty()) request += "Origin: " + options.origin + "\r\n";
     for (const auto& [name, value] : options.headers) request += name + ": " + value + "\r\n";
     request += "\r\n";
@@ -559,9 +594,17 @@ Connection::Status WebSocketConnection::take_answer(std::string_view head) {
       accept != accept_of(handshake_->key) || answer.count(http::field::sec_websocket_accept) != 1) {
     return fail(handshake_error("Sec-WebSocket-Accept is " + quoted(accept) + ", which does not belong to the key"));
   }
-  if (answer.count(http::field::sec_websocket_extensions) != 0) {
-    return fail(handshake_error("the server chose the extension " +
-                                quoted(view(answer[http::field::sec_websocket_extensions])) + ", none was offered"));
+  if (const auto chosen = whole_list(answer, http::field::sec_websocket_extensions)) {
+    const auto refused = [&](const std::string& why) {
+      return fail(handshake_error("the server chose the extension " + quoted(*chosen) + ", " + why));
+    };
+    if (!options.deflate) return refused("none was offered");
+    const auto extensions = ExtensionList::read(*chosen);
+    if (!extensions) return refused("which is no list of extensions");
+    std::string problem;
+    const int window_bits = check_deflate_answer(*extensions, options.deflate->window_bits, problem);
+    if (window_bits == 0) return refused(problem);
+    agree_to_deflate(*options.deflate, window_bits);
   }
   if (const auto count = answer.count(http::field::sec_websocket_protocol); count != 0) {
     const auto chosen = view(answer[http::field::sec_websocket_protocol]);
@@ -571,6 +614,13 @@ Connection::Status WebSocketConnection::take_answer(std::string_view head) {
     subprotocol_ = chosen;
   }
   return Status::done;
+}
+
+void WebSocketConnection::agree_to_deflate(const WebSocketDeflateOptions& options, int window_bits) {
+  deflates_ = true;
+  deflate_ = options;
+  deflate_.window_bits = window_bits;
+  reader_.take_compressed();
 }
 
 // --- in
@@ -586,6 +636,12 @@ Connection::Status WebSocketConnection::read(std::span<std::byte> into, std::siz
   std::byte* out = into.data();
   Status status = Status::done;
   for (int round = 0; round < most_rounds && out == into.data() && status == Status::done; ++round) {
+    if (deflates_) [[unlikely]] {
+      auto room = into;
+      status = read_inflating(room);
+      out = room.data();
+      continue;
+    }
     std::size_t size = 0;
     if (!input_.empty()) {
       size = std::min(input_.size(), into.size());
@@ -595,7 +651,8 @@ Connection::Status WebSocketConnection::read(std::span<std::byte> into, std::siz
     } else if (status = receive(into, size); status == Status::ended) {
       status = at_end();
     }
-    if (status == Status::done) status = take_frames(into.first(size), out);
+    std::span<const std::byte> in = into.first(size);
+    if (status == Status::done) status = take_frames(in, out);
   }
   count = static_cast<std::size_t>(out - into.data());
   if (count == 0) {
@@ -607,12 +664,36 @@ Connection::Status WebSocketConnection::read(std::span<std::byte> into, std::siz
   return Status::done;
 }
 
-Connection::Status WebSocketConnection::take_frames(std::span<const std::byte> in, std::byte*& out) {
+Connection::Status WebSocketConnection::read_inflating(std::span<std::byte>& out) {
+  const bool kept = !input_.empty() || reader_.has_output();
+  std::span<const std::byte> in = input_;
+  if (!kept) {
+    const auto buffer = batch_buffer();  // nothing else uses it meanwhile
+    std::size_t size = 0;
+    if (const Status status = receive(buffer, size); status != Status::done) {
+      return status == Status::ended ? at_end() : status;
+    }
+    in = buffer.first(size);
+  }
+  const Status status = take_frames(in, out);
+  if (!kept) {
+    input_.assign(in.begin(), in.end());
+  } else if (in.empty()) {
+    std::vector<std::byte>().swap(input_);  // an idle session holds no memory
+  } else {
+    input_.erase(input_.begin(), input_.end() - static_cast<std::ptrdiff_t>(in.size()));
+  }
+  return status;
+}
+
+template <class Out>
+Connection::Status WebSocketConnection::take_frames(std::span<const std::byte>& in, Out& out) {
   using Event = wire::FrameReader::Event;
   Status status = Status::done;
   for (bool more = true; more;) {
     switch (reader_.read(in, out)) {
-      case Event::need_more: more = false; break;
+      case Event::need_more:
+      case Event::full: more = false; break;
       case Event::pong: break;
       case Event::ping:
         if (!put_control(wire::Opcode::pong, reader_.control_payload())) {
@@ -656,7 +737,8 @@ Error WebSocketConnection::end_reason() const {
 }
 
 bool WebSocketConnection::has_input() const noexcept {
-  return !input_.empty() || failure_ || (peer_code_ != 0 && !end_told_) || (below_ && below_->has_input());
+  return !input_.empty() || reader_.has_output() || failure_ || (peer_code_ != 0 && !end_told_) ||
+         (below_ && below_->has_input());
 }
 
 Connection::Status WebSocketConnection::refuse_frames() {
@@ -709,28 +791,125 @@ void WebSocketConnection::put_pong() {
   }
 }
 
-Connection::Status WebSocketConnection::write(std::span<const iovec> pieces, std::size_t& taken) {
-  taken = 0;
-  put_pong();
-  if (const Status status = flush_pending(); status != Status::done) return status;
-  const auto batch = batch_buffer();
-  std::span<const std::byte> in;  // the rest of the piece before the next
-  const auto refill = [&] {
+/// What `write` was given and has not taken yet.
+struct WebSocketConnection::Unsent {
+  std::span<const iovec> pieces;
+  std::span<const std::byte> in = {};  // the rest of the piece before the next
+
+  bool refill() {
     while (in.empty() && !pieces.empty()) {
       in = {static_cast<const std::byte*>(pieces.front().iov_base), pieces.front().iov_len};
       pieces = pieces.subspan(1);
     }
     return !in.empty();
-  };
-  while (refill()) {
+  }
+  void skip(std::size_t count) {
+    while (count != 0 && refill()) {
+      const std::size_t size = std::min(count, in.size());
+      in = in.subspan(size);
+      count -= size;
+    }
+  }
+  /// Calls `take` for the pieces of the next `count` bytes, until it returns false. \returns false if there are fewer
+  /// bytes, or it did.
+  template <class Take>
+  bool each(std::size_t count, Take take) const {
+    Unsent rest = *this;
+    while (count != 0) {
+      if (!rest.refill()) return false;
+      const auto piece = rest.in.first(std::min(count, rest.in.size()));
+      if (!take(piece)) return false;
+      rest.in = rest.in.subspan(piece.size());
+      count -= piece.size();
+    }
+    return true;
+  }
+};
+
+/// What is to become of the next bytes.
+struct WebSocketConnection::Front {
+  std::size_t deflated = 0;  // so many were put to the front of the room, or to pending_, as a frame
+  std::size_t plain = 0;     // else so many are to be framed as they are; 0: what is in the batch has to go first
+};
+
+WebSocketConnection::Front WebSocketConnection::deflate_front(Unsent& unsent, std::span<std::byte>& room) {
+  if (!framer_.at_boundary()) return {.plain = framer_.left()};
+  if (const std::size_t left = framer_.head_left(); left != 0) return {.plain = left};
+  std::array<std::byte, wire::header_size> head;
+  std::byte* end = head.data();
+  const bool whole_head = unsent.each(head.size(), [&end](std::span<const std::byte> piece) {
+    end = std::ranges::copy(piece, end).out;
+    return true;
+  });
+  if (!whole_head) return {.plain = unsent.in.size()};
+  const std::size_t size = wire::detail::packet_size(head.data());
+  if (size < deflate_.threshold || size > most_deflated || deflate_.window_bits < wire::least_deflate_window_bits ||
+      static_cast<wire::Compression>(head[1]) != wire::Compression::none ||
+      !unsent.each(size, [](std::span<const std::byte>) { return true; })) {
+    return {.plain = size};
+  }
+  const std::size_t most = wire::max_frame_header + size + wire::detail::deflate_tail.size();
+  if (most <= batch_size) {
+    if (room.size() < most) return {};
+    const std::size_t length = put_deflated(unsent, size, room.first(most));
+    if (length == 0) return {.plain = size};
+    room = room.subspan(length);
+  } else {
+    if (room.size() < batch_size) return {};
+    pending_.resize(most);
+    pending_.resize(put_deflated(unsent, size, pending_));
+    if (pending_.empty()) return {.plain = size};
+  }
+  unsent.skip(size);
+  return {.deflated = size};
+}
+
+std::size_t WebSocketConnection::put_deflated(const Unsent& unsent, std::size_t size, std::span<std::byte> to) {
+  wire::detail::Deflater* const deflater = wire::detail::DeflateStreams::deflater(deflate_.level, deflate_.window_bits);
+  if (deflater == nullptr) return 0;
+  const auto data = to.subspan(wire::max_frame_header);
+  deflater->begin(data);
+  if (!unsent.each(size, [deflater](std::span<const std::byte> piece) { return deflater->add(piece); })) return 0;
+  const std::size_t smaller = deflater->finish();
+  if (smaller == 0) return 0;
+  std::array<std::byte, wire::max_frame_header> head;
+  const auto key = control_key();
+  const std::size_t length = wire::encode_frame_header(wire::Opcode::binary, smaller, key, head.data());
+  head[0] |= wire::compressed_bit;
+  std::ranges::copy(std::span(head).first(length), to.begin());
+  wire::detail::mask_copy(to.data() + length, data.data(), smaller, key.value_or(0));
+  return length + smaller;
+}
+
+Connection::Status WebSocketConnection::write(std::span<const iovec> pieces, std::size_t& taken) {
+  taken = 0;
+  put_pong();
+  if (const Status status = flush_pending(); status != Status::done) return status;
+  const auto batch = batch_buffer();
+  Unsent unsent{pieces};
+  auto& in = unsent.in;
+  while (unsent.refill()) {
     std::array<iovec, 1 + most_direct_pieces> vectors;
     std::size_t count = 1;
     std::span<std::byte> room = batch;
     for (;;) {
-      const std::size_t before = in.size();
-      framer_.frame(in, room, direct_size, random_key);
-      taken += before - in.size();
-      if (!in.empty() || !refill()) break;
+      auto part = in;
+      if (deflates_) [[unlikely]] {
+        const Front front = deflate_front(unsent, room);
+        taken += front.deflated;
+        if (front.deflated != 0) {
+          if (!pending_.empty() || !unsent.refill()) break;
+          continue;
+        }
+        if (front.plain == 0) break;
+        part = in.first(std::min(in.size(), front.plain));
+      }
+      const std::size_t before = part.size();
+      framer_.frame(part, room, direct_size, random_key);
+      const std::size_t framed = before - part.size();
+      taken += framed;
+      in = in.subspan(framed);
+      if (!part.empty() || !unsent.refill()) break;
     }
     const std::size_t copied = batch.size() - room.size();
     // A large rest of the frame goes from where it lies, on as many pieces as it has.
@@ -738,7 +917,7 @@ Connection::Status WebSocketConnection::write(std::span<const iovec> pieces, std
     if (role_ == wire::WebSocketRole::server && !in.empty() && std::min(framer_.left(), in.size()) >= direct_size) {
       auto left = framer_.left();
       auto here = in;
-      auto further = pieces;
+      auto further = unsent.pieces;
       while (left != 0 && count < vectors.size()) {
         const std::size_t size = std::min(left, here.size());
         vectors[count++] = iovec_of(here.first(size));
@@ -749,7 +928,11 @@ Connection::Status WebSocketConnection::write(std::span<const iovec> pieces, std
         further = further.subspan(1);
       }
     }
-    if (copied + direct == 0) continue;
+    if (copied + direct == 0) {
+      if (const Status status = flush_pending(); status != Status::done)
+        return status;  // what was too large for a batch
+      continue;
+    }
     vectors[0] = iovec_of(batch.first(copied));
     std::size_t sent = 0;
     const auto offered = copied == 0 ? std::span(vectors).subspan(1, count - 1) : std::span(vectors).first(count);
@@ -758,14 +941,10 @@ Connection::Status WebSocketConnection::write(std::span<const iovec> pieces, std
     if (sent < copied) {
       append(batch.subspan(sent, copied - sent));
     } else {
-      for (std::size_t gone = sent - copied; gone != 0;) {
-        refill();
-        const std::size_t size = std::min(gone, in.size());
-        in = in.subspan(size);
-        framer_.skip(size);
-        taken += size;
-        gone -= size;
-      }
+      const std::size_t gone = sent - copied;
+      unsent.skip(gone);
+      framer_.skip(gone);
+      taken += gone;
     }
     if (status == Status::blocked) return status;
     if (pong_) {

@@ -59,6 +59,8 @@ class WebSocketConnection final : public Connection {
   [[nodiscard]] std::string describe_handshake() const override;
   /// What was agreed; empty: none.
   [[nodiscard]] const std::string& subprotocol() const noexcept { return subprotocol_; }
+  /// Whether permessage-deflate was agreed on.
+  [[nodiscard]] bool deflates() const noexcept { return deflates_; }
 
   /// When `keep_alive` is due; `TimePoint::max()`: never.
   [[nodiscard]] protocol::TimePoint keep_alive_due() const noexcept override { return keep_alive_due_; }
@@ -95,9 +97,19 @@ class WebSocketConnection final : public Connection {
   /// To below, as `write`.
   Status transmit(std::span<iovec> pieces, std::size_t& taken);
   Status flush_pending();
-  Status take_frames(std::span<const std::byte> in, std::byte*& out);
+  /// One round of `read` where messages may be compressed.
+  Status read_inflating(std::span<std::byte>& out);
+  /// `Out` is the place for packets, as the reader knows it: `std::byte*` or `std::span<std::byte>`.
+  template <class Out>
+  Status take_frames(std::span<const std::byte>& in, Out& out);
   Status at_end();
   void take_close();
+  void agree_to_deflate(const WebSocketDeflateOptions& options, int window_bits);
+  struct Front;
+  struct Unsent;
+  Front deflate_front(Unsent& unsent, std::span<std::byte>& room);
+  /// \returns the length of the frame that was put to the front of `to`; 0 if the packet gets no smaller.
+  std::size_t put_deflated(const Unsent& unsent, std::size_t size, std::span<std::byte> to);
   /// Appends a control frame if it may be sent now; false if not.
   bool put_control(wire::Opcode opcode, std::span<const std::byte> payload);
   void put_pong();
@@ -116,7 +128,8 @@ class WebSocketConnection final : public Connection {
   bool close_sent_ = false;        // or need not be
   bool close_impossible_ = false;  // ended within a frame
   bool end_told_ = false;
-  bool blocked_ = false;  // the socket took less than it was offered
+  bool blocked_ = false;   // the socket took less than it was offered
+  bool deflates_ = false;  // as agreed
   std::uint16_t peer_code_ = 0;
   std::uint32_t missed_pings_ = 0;
   std::uint32_t max_missed_pings_;
@@ -124,13 +137,14 @@ class WebSocketConnection final : public Connection {
   protocol::TimePoint keep_alive_due_;
   std::unique_ptr<Connection> below_;
   std::unique_ptr<Handshake> handshake_;  // until it is over
-  std::vector<std::byte> input_;          // came behind the handshake
+  std::vector<std::byte> input_;          // came, and was not read yet
   std::vector<std::byte> pending_;        // to be written; from pending_at_ on
   std::size_t pending_at_ = 0;
   std::unique_ptr<Pong> pong_;      // the latest that could not be put into pending_
   std::unique_ptr<Error> failure_;  // told once everything before it has been read
   std::unique_ptr<std::string> peer_text_;
   std::string subprotocol_;
+  WebSocketDeflateOptions deflate_;
   wire::FrameReader reader_;
   wire::PacketFramer framer_;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Connections over a pair of sockets, driven by hand on one thread; the other end is a connection too, or raw bytes.
 #include "allocation_failure.hpp"
+#include "deflate_agreement.hpp"
 #include "websocket.hpp"
 #include "wire_test_util.hpp"
 
@@ -12,6 +13,7 @@
 #include <fcntl.h>
 #include <functional>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <memory>
 #include <msgtrans/transport/websocket.hpp>
 #include <random>
@@ -19,9 +21,11 @@
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
+#include <thread>
 #include <unistd.h>
 #include <utility>
 #include <vector>
+#include <zlib.h>
 
 namespace msgtrans::detail {
 namespace {
@@ -1102,6 +1106,593 @@ TEST(WebSocketConnection, AFailureBelowIsItsOwn) {
   EXPECT_EQ(server->error().text, "below");
 }
 
+// --- permessage-deflate (RFC 7692)
+
+/// What a server that compresses with so many bits answers to that header: its agreement, "-", or "malformed".
+std::string accepted_of(std::string_view offers, int window_bits = 15) {
+  const auto extensions = ExtensionList::read(offers);
+  if (!extensions) return "malformed";
+  const auto agreed = accept_deflate(*extensions, window_bits);
+  if (!agreed) return "-";
+  constexpr std::string_view always = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+  EXPECT_TRUE(agreed->answer.starts_with(always)) << agreed->answer;
+  return std::to_string(agreed->window_bits) + agreed->answer.substr(always.size());
+}
+
+TEST(WebSocketDeflate, TheFirstOfferThatIsRightIsTaken) {
+  struct Offer {
+    const char* header;
+    const char* accepted;
+    int window_bits = 15;
+  };
+  const std::vector<Offer> offers = {
+      {"permessage-deflate", "15"},
+      {"permessage-deflate", "10", 10},
+      {"permessage-deflate; client_max_window_bits", "15"},
+      {"permessage-deflate; client_max_window_bits=10", "15"},
+      {"permessage-deflate;client_max_window_bits=\"10\"", "15"},
+      {"permessage-deflate ; server_no_context_takeover ; client_no_context_takeover", "15"},
+      {"permessage-deflate; server_max_window_bits=12", "12; server_max_window_bits=12"},
+      {"permessage-deflate; server_max_window_bits=\"12\"", "12; server_max_window_bits=12"},
+      {"permessage-deflate; server_max_window_bits=\"1\\2\"", "12; server_max_window_bits=12"},
+      {"permessage-deflate; server_max_window_bits=12", "9; server_max_window_bits=9", 9},
+      {"permessage-deflate; server_max_window_bits=15", "15; server_max_window_bits=15"},
+      {"permessage-deflate; server_max_window_bits=8", "8; server_max_window_bits=8"},
+      {"permessage-deflate; client_max_window_bits; server_max_window_bits=9", "9; server_max_window_bits=9"},
+      // none, or others
+      {"x-webkit-deflate-frame", "-"},
+      {"Permessage-Deflate", "-"},
+      {"permessage-bzip2; permessage-deflate", "-"},
+      {"x-other; a=b; c=\"d\", permessage-deflate", "15"},
+      {", permessage-deflate ,", "15"},
+      {"\tpermessage-deflate\t", "15"},
+      // unknown, twice, or with a wrong value
+      {"permessage-deflate; max_window_bits=10", "-"},
+      {"permessage-deflate; Server_no_context_takeover", "-"},
+      {"permessage-deflate; server_no_context_takeover; server_no_context_takeover", "-"},
+      {"permessage-deflate; client_no_context_takeover; client_no_context_takeover", "-"},
+      {"permessage-deflate; client_max_window_bits; client_max_window_bits=10", "-"},
+      {"permessage-deflate; server_max_window_bits=10; server_max_window_bits=10", "-"},
+      {"permessage-deflate; server_no_context_takeover=1", "-"},
+      {"permessage-deflate; client_no_context_takeover=true", "-"},
+      {"permessage-deflate; server_max_window_bits", "-"},
+      {"permessage-deflate; server_max_window_bits=7", "-"},
+      {"permessage-deflate; server_max_window_bits=16", "-"},
+      {"permessage-deflate; server_max_window_bits=010", "-"},
+      {"permessage-deflate; server_max_window_bits=+9", "-"},
+      {"permessage-deflate; server_max_window_bits=1e1", "-"},
+      {"permessage-deflate; client_max_window_bits=7", "-"},
+      {"permessage-deflate; client_max_window_bits=16", "-"},
+      {"permessage-deflate; client_max_window_bits=4294967305", "-"},
+      // several
+      {"permessage-deflate; server_max_window_bits=10, permessage-deflate", "10; server_max_window_bits=10"},
+      {"permessage-deflate; server_max_window_bits=7, permessage-deflate; server_max_window_bits=11",
+       "11; server_max_window_bits=11"},
+      {"permessage-deflate; x, permessage-deflate; y", "-"},
+      // no list of extensions
+      {"", "malformed"},
+      {",", "malformed"},
+      {"permessage-deflate;", "malformed"},
+      {"permessage-deflate; ;", "malformed"},
+      {"permessage-deflate; a=", "malformed"},
+      {"permessage-deflate; a=b=c", "malformed"},
+      {"permessage-deflate; a=\"", "malformed"},
+      {"permessage-deflate; a=\"b", "malformed"},
+      {"permessage-deflate; a=\"\"", "malformed"},
+      {"permessage-deflate; a=\"b c\"", "malformed"},
+      {"permessage-deflate; a=\"b\\", "malformed"},
+      {"permessage-deflate a", "malformed"},
+      {"permessage deflate", "malformed"},
+      {"=a", "malformed"},
+      {"\"permessage-deflate\"", "malformed"},
+      {"permessage-deflate, @", "malformed"},
+  };
+  for (const Offer& offer : offers)
+    EXPECT_EQ(accepted_of(offer.header, offer.window_bits), offer.accepted) << offer.header;
+}
+
+TEST(WebSocketDeflate, AClientTakesOnlyAnAnswerToItsOffer) {
+  struct Answer {
+    const char* header;
+    int bits;
+    const char* problem = "";
+    int window_bits = 15;
+  };
+  const std::vector<Answer> answers = {
+      {"permessage-deflate; server_no_context_takeover", 15},
+      {"permessage-deflate; server_no_context_takeover; client_no_context_takeover", 15},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=15", 15},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=9", 9},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=8", 8},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=10", 10, "", 10},
+      {"permessage-deflate; server_no_context_takeover; server_max_window_bits=10", 15},
+      {"permessage-deflate; server_no_context_takeover", 11, "", 11},
+      {"permessage-deflate", 0, "without server_no_context_takeover, which the offer demands"},
+      {"permessage-deflate; client_no_context_takeover", 0,
+       "without server_no_context_takeover, which the offer demands"},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=11", 0,
+       "with more client_max_window_bits than the 10 offered", 10},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits", 0,
+       "with more client_max_window_bits than the 15 offered"},
+      {"permessage-deflate; server_no_context_takeover; client_max_window_bits=16", 0,
+       "which has client_max_window_bits = 16"},
+      {"permessage-deflate; server_no_context_takeover; server_max_window_bits", 0,
+       "which has server_max_window_bits without a value"},
+      {"permessage-deflate; server_no_context_takeover=1", 0, "which has server_no_context_takeover = 1"},
+      {"permessage-deflate; server_no_context_takeover; server_no_context_takeover", 0,
+       "which has server_no_context_takeover twice"},
+      {"permessage-deflate; server_no_context_takeover; level=9", 0, "which has the unknown parameter level"},
+      {"x-webkit-deflate-frame", 0, "which was not offered"},
+      {"permessage-deflate; server_no_context_takeover, permessage-deflate", 0, "which was not offered"},
+  };
+  for (const Answer& answer : answers) {
+    std::string problem;
+    const auto extensions = ExtensionList::read(answer.header);
+    ASSERT_TRUE(extensions) << answer.header;
+    EXPECT_EQ(check_deflate_answer(*extensions, answer.window_bits, problem), answer.bits) << answer.header;
+    EXPECT_EQ(problem, answer.problem) << answer.header;
+  }
+}
+
+constexpr std::string_view agreed_lines =
+    "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
+
+TEST(WebSocketDeflate, AClientOffersWhatItsOptionsSay) {
+  const auto offer = [](WebSocketDeflateOptions options) {
+    Sockets sockets;
+    const auto client = make_client(sockets[1], {.deflate = options});
+    EXPECT_EQ(client->handshake(), Status::blocked);
+    const std::string text = text_of(drain(sockets[0]));
+    const std::size_t at = text.find("Sec-WebSocket-Extensions: ");
+    return at == std::string::npos ? text : text.substr(at, text.find("\r\n", at) - at);
+  };
+  EXPECT_EQ(offer({}),
+            "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover; "
+            "client_max_window_bits");
+  EXPECT_TRUE(offer({.window_bits = 9}).ends_with("; client_max_window_bits=9"));
+}
+
+TEST(WebSocketDeflate, ItIsAgreedOnOnlyWhereBothWantIt) {
+  const WebSocketServerOptions server{.deflate = WebSocketDeflateOptions{}};
+  const WebSocketClientOptions client{.deflate = WebSocketDeflateOptions{}};
+  const auto agreed = [](const Pair& pair) {
+    EXPECT_EQ(pair.server->deflates(), pair.client->deflates());
+    return pair.server->deflates();
+  };
+  EXPECT_TRUE(agreed(Pair(server, client)));
+  EXPECT_FALSE(agreed(Pair(server, {})));
+  EXPECT_FALSE(agreed(Pair({}, client)));
+  EXPECT_FALSE(agreed(Pair({}, {})));
+}
+
+/// The answer to a request with such a header, or several.
+std::string answer_to(const std::string& lines, Status expected = Status::done, std::string* error = nullptr) {
+  Sockets sockets;
+  const auto server = make_server(sockets[0], {.deflate = WebSocketDeflateOptions{}});
+  put(sockets[1], changed("\r\n\r\n", "\r\n" + lines + "\r\n"));
+  EXPECT_EQ(server->handshake(), expected) << server->error().message();
+  if (error != nullptr) *error = server->error().text;
+  return text_of(drain(sockets[1]));
+}
+
+TEST(WebSocketDeflate, TheOffersMayBeOnSeveralLines) {
+  EXPECT_NE(
+      answer_to("Sec-WebSocket-Extensions: a\r\nSec-WebSocket-Extensions: permessage-deflate\r\n").find(agreed_lines),
+      std::string::npos);
+  EXPECT_EQ(answer_to("Sec-WebSocket-Extensions: permessage-deflate; x\r\n"), accepted) << "it goes on without";
+  EXPECT_EQ(answer_to(""), accepted);
+}
+
+TEST(WebSocketDeflate, WhatIsNoListOfExtensionsIsRefused) {
+  std::string error;
+  const std::string answer = answer_to("Sec-WebSocket-Extensions: permessage-deflate; =\r\n", Status::failed, &error);
+  EXPECT_TRUE(answer.starts_with("HTTP/1.1 400 Bad Request\r\n")) << answer;
+  EXPECT_EQ(error,
+            "WebSocket handshake: Sec-WebSocket-Extensions is \"permessage-deflate; =\", which is no such list "
+            "(answered with 400)");
+}
+
+TEST(WebSocketDeflate, AnAnswerThatWasNotOfferedFailsTheHandshake) {
+  const auto ask = [](const std::string& extensions) {
+    Sockets sockets;
+    const auto server = make_server(sockets[0], {.subprotocol = ""});
+    Sockets other;
+    const auto client = make_client(other[1], {.deflate = WebSocketDeflateOptions{}});
+    EXPECT_EQ(client->handshake(), Status::blocked);
+    put(sockets[1], drain(other[0]));
+    EXPECT_EQ(server->handshake(), Status::done);
+    std::string answer = text_of(drain(sockets[1]));
+    answer.insert(answer.size() - 2, "Sec-WebSocket-Extensions: " + extensions + "\r\n");
+    put(other[0], answer);
+    const Status status = client->handshake();
+    EXPECT_EQ(status, client->error() ? Status::failed : Status::done);
+    return client->error().text;
+  };
+  EXPECT_EQ(ask("permessage-deflate; server_no_context_takeover; client_max_window_bits=9"), "");
+  EXPECT_EQ(ask("permessage-deflate"),
+            "WebSocket handshake: the server chose the extension \"permessage-deflate\", without "
+            "server_no_context_takeover, which the offer demands");
+  EXPECT_EQ(ask("x-other"), "WebSocket handshake: the server chose the extension \"x-other\", which was not offered");
+  EXPECT_EQ(ask("permessage-deflate;;"),
+            "WebSocket handshake: the server chose the extension \"permessage-deflate;;\", which is no list of "
+            "extensions");
+}
+
+std::string first_byte(const Bytes& bytes) {
+  return to_hex(bytes).substr(0, 2);
+}
+
+/// A packet that gets much smaller.
+Bytes wordy(std::size_t payload, std::uint32_t seed = 1) {
+  Bytes bytes = packet(payload, seed);
+  for (std::size_t i = wire::header_size + 16; i < bytes.size(); ++i) bytes[i] = bytes[i - 7];
+  return bytes;
+}
+
+/// Both ends want it, with these options.
+Pair deflating(WebSocketDeflateOptions server = {}, WebSocketDeflateOptions client = {}, int type = SOCK_STREAM) {
+  return Pair({.deflate = server}, {.deflate = client}, type);
+}
+
+/// A server that does, and a raw peer.
+struct RawDeflating {
+  explicit RawDeflating(WebSocketDeflateOptions options = {}, const wire::Limits& its = limits,
+                        const std::string& parameters = "")
+      : server(make_server(sockets[0], {.deflate = options}, its)) {
+    put(sockets[1], changed("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate" + parameters + "\r\n\r\n"));
+    EXPECT_EQ(server->handshake(), Status::done) << server->error().message();
+    EXPECT_NE(text_of(drain(sockets[1])).find("permessage-deflate"), std::string::npos);
+  }
+  [[nodiscard]] int peer() const { return sockets[1]; }
+  /// What the server sends for these packets, as far as the socket takes it.
+  Bytes sent_for(const Bytes& packets) {
+    std::size_t taken = 0;
+    EXPECT_NE(write(*server, packets, taken), Status::failed);
+    return drain(peer());
+  }
+
+  Sockets sockets;
+  std::unique_ptr<WebSocketConnection> server;
+};
+
+/// The payload of a compressed message, by zlib itself.
+std::string deflated(const Bytes& bytes) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
+  Bytes out(bytes.size() + bytes.size() / 1000 + 100);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&stream, Z_SYNC_FLUSH), Z_OK);
+  out.resize(stream.total_out - 4);
+  deflateEnd(&stream);
+  return to_hex(out);
+}
+
+TEST(WebSocketDeflate, PacketsCutAnywherePassTinySocketBuffers) {
+  for (std::uint32_t seed = 0; seed < 24; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    const WebSocketDeflateOptions options{.threshold = seed % 4 == 0 ? 0U : 200U,
+                                          .window_bits = seed % 5 == 0 ? 9 : 15};
+    Pair pair = deflating(options, options);
+    pair.sockets.shrink();
+    Bytes stream;
+    for (int i = 0; i < 60; ++i) {
+      const std::size_t most = seed % 3 == 0 && i % 8 == 0 ? 700'000 : 4000;
+      const Bytes one = random() % 3 == 0 ? packet(random() % most, seed) : wordy(random() % most, seed);
+      stream.insert(stream.end(), one.begin(), one.end());
+    }
+    Connection& from = seed % 2 == 0 ? static_cast<Connection&>(*pair.server) : *pair.client;
+    Connection& to = seed % 2 == 0 ? static_cast<Connection&>(*pair.client) : *pair.server;
+    Bytes in;
+    std::size_t at = 0;
+    for (int round = 0; at < stream.size() || from.wants_write(); ++round) {
+      ASSERT_LT(round, 1'000'000);
+      std::vector<iovec> pieces;
+      std::size_t offered = 0;
+      const std::size_t count = random() % 20;
+      for (std::size_t i = 0; i < count && at + offered < stream.size(); ++i) {
+        const std::size_t most = std::size_t{1} << (random() % 20);
+        const std::size_t size = std::min(stream.size() - at - offered, random() % most);
+        pieces.push_back({const_cast<std::byte*>(stream.data()) + at + offered, size});
+        offered += size;
+      }
+      std::size_t taken = 0;
+      const Status status = from.write(pieces, taken);
+      ASSERT_LE(taken, offered);
+      ASSERT_TRUE(status == Status::blocked || (status == Status::done && taken == offered)) << from.error().message();
+      ASSERT_TRUE(status == Status::done || from.wants_write());
+      at += taken;
+      if (random() % 2 == 0) {
+        ASSERT_EQ(read_all(to, in), Status::blocked) << to.error().message();
+      }
+      if (random() % 2 == 0) {
+        ASSERT_NE(from.flush(), Status::failed);
+      }
+    }
+    ASSERT_EQ(read_all(to, in), Status::blocked) << to.error().message();
+    ASSERT_TRUE(in == stream);
+    ASSERT_FALSE(to.has_input());
+  }
+}
+
+TEST(WebSocketDeflate, OnlyWhatIsLargeAndGetsSmallerIsSentCompressed) {
+  RawDeflating raw({.threshold = 400});
+  const auto first = [&raw](const Bytes& one) { return first_byte(raw.sent_for(one)); };
+  EXPECT_EQ(first(wordy(400 - 16)), "c2");
+  EXPECT_EQ(first(wordy(399 - 16)), "82") << "below the threshold";
+  EXPECT_EQ(first(packet(5000)), "82") << "noise";
+  EXPECT_EQ(first(packet(100'000)), "82") << "much of it";
+  Bytes packed = wordy(5000);
+  packed[1] = static_cast<std::byte>(wire::Compression::zstd);
+  EXPECT_EQ(first(packed), "82") << "compressed already";
+  EXPECT_EQ(first(wordy(512 * 1024 - 16)), "c2");
+  EXPECT_EQ(first(wordy(512 * 1024 - 15)), "82") << "too large";
+}
+
+TEST(WebSocketDeflate, APeerThatCanOnlyTakeASmallWindowGetsNothingCompressed) {
+  RawDeflating raw({}, limits, "; server_max_window_bits=8");
+  const Bytes one = wordy(5000);
+  EXPECT_EQ(first_byte(raw.sent_for(one)), "82");
+  put(raw.peer(), from_hex(frame("c2", deflated(one))));
+  Bytes in;
+  EXPECT_EQ(read_all(*raw.server, in), Status::blocked);
+  EXPECT_TRUE(in == one) << "but may send it";
+}
+
+TEST(WebSocketDeflate, CompressedAndPlainPacketsLeaveInOrderAndInOneCall) {
+  const Pair pair = deflating({}, {}, SOCK_SEQPACKET);  // what one call sends stays together
+  Bytes all;
+  for (std::uint32_t i = 0; i < 50; ++i) {
+    for (const Bytes& one : {wordy(1000, i), packet(64, i), packet(600, i)})
+      all.insert(all.end(), one.begin(), one.end());
+  }
+  for (Connection* from : {static_cast<Connection*>(pair.server.get()), static_cast<Connection*>(pair.client.get())}) {
+    Connection& to = from == pair.server.get() ? static_cast<Connection&>(*pair.client) : *pair.server;
+    write_whole(*from, all);
+    Bytes in(2 * all.size());
+    std::size_t count = 0;
+    ASSERT_EQ(to.read(in, count), Status::done);
+    in.resize(count);
+    EXPECT_TRUE(in == all);
+    in.resize(1);
+    EXPECT_EQ(to.read(in, count), Status::blocked) << "it was one call";
+  }
+}
+
+TEST(WebSocketDeflate, WithoutItNothingIsCompressedAndNothingIsTaken) {
+  RawClient raw;
+  std::size_t taken = 0;
+  ASSERT_EQ(write(*raw.server, wordy(5000), taken), Status::done);
+  EXPECT_EQ(first_byte(drain(raw.peer())), "82");
+  put(raw.peer(), from_hex(frame("c2", deflated(wordy(100)))));
+  Bytes in;
+  EXPECT_EQ(read_all(*raw.server, in), Status::failed);
+  EXPECT_EQ(raw.server->error().text, "WebSocket frame: reserved bits are 4, must be 0");
+  EXPECT_EQ(to_hex(drain(raw.peer())).substr(4, 4), "03ea");
+}
+
+TEST(WebSocketDeflate, FragmentsAreInflatedAndAPingBetweenThemIsAnswered) {
+  RawDeflating raw;
+  const Bytes one = wordy(1000);
+  const std::string hex = deflated(one);
+  put(raw.peer(),
+      from_hex(frame("42", hex.substr(0, 20)) + frame("89", "61") + frame("00", "") + frame("00", hex.substr(20, 10))));
+  Bytes in;
+  EXPECT_EQ(read_all(*raw.server, in), Status::blocked);
+  EXPECT_EQ(to_hex(drain(raw.peer())), "8a0161") << "at once";
+  put(raw.peer(), from_hex(frame("80", hex.substr(30)) + frame("82", to_hex(packet(3)))));
+  EXPECT_EQ(read_all(*raw.server, in), Status::blocked);
+  const Bytes last = packet(3);
+  EXPECT_TRUE(std::equal(in.begin(), in.end() - static_cast<std::ptrdiff_t>(last.size()), one.begin(), one.end()));
+  EXPECT_TRUE(std::equal(in.end() - static_cast<std::ptrdiff_t>(last.size()), in.end(), last.begin()));
+}
+
+TEST(WebSocketDeflate, AFaultIsToldThePeerWithItsCode) {
+  const wire::Limits small{.max_payload = 1000, .max_extension = 0, .max_decompressed = 1000};
+  Bytes large = wordy(1001);
+  Bytes bomb = wordy(1000);
+  bomb.resize(500'000);
+  Bytes more = wordy(999);
+  more.resize(more.size() + 1);
+  struct Fault {
+    const char* name;
+    std::string bytes;
+    int code;
+    Errc error;
+    std::string text;
+  };
+  const std::vector<Fault> faults = {
+      {"corrupt", frame("c2", "06"), 1007, Errc::websocket_violation,
+       "WebSocket message does not inflate: invalid block type"},
+      {"cut", frame("c2", deflated(wordy(900)).substr(0, 60)), 1007, Errc::websocket_violation,
+       "WebSocket message does not inflate: "},
+      {"bomb", frame("c2", deflated(bomb)), 1009, Errc::payload_too_large,
+       "WebSocket message inflates to more than the limit of 1016 bytes"},
+      {"payload_len", frame("c2", deflated(large)), 1009, Errc::payload_too_large,
+       "payload_len is 1001, over the limit of 1000 bytes"},
+      {"two bytes more", frame("c2", deflated(more)), 1002, Errc::websocket_violation,
+       "WebSocket message is more than 1015 bytes long, its packet is 1015"},
+      {"control frame", frame("c9", ""), 1002, Errc::websocket_violation, "WebSocket frame: reserved bits are 4"},
+      {"continuation", frame("02", to_hex(packet(0)).substr(0, 8)) + frame("c0", "00"), 1002, Errc::websocket_violation,
+       "WebSocket frame: reserved bits are 4"},
+      {"text", frame("c1", "f248cdc9c90700"), 1003, Errc::websocket_violation, "WebSocket message is text"},
+  };
+  const Bytes good = wordy(500);
+  for (const Fault& fault : faults) {
+    SCOPED_TRACE(fault.name);
+    const RawDeflating raw({}, small);
+    put(raw.peer(), from_hex(frame("c2", deflated(good)) + fault.bytes));
+    Bytes in;
+    ASSERT_EQ(read_all(*raw.server, in), Status::failed);
+    ASSERT_GE(in.size(), good.size());
+    EXPECT_TRUE(std::equal(good.begin(), good.end(), in.begin())) << "what came before it";
+    EXPECT_LE(in.size(), good.size() + 1016) << "no more than the limit";
+    EXPECT_EQ(raw.server->error().code, fault.error);
+    EXPECT_TRUE(raw.server->error().text.starts_with(fault.text)) << raw.server->error().text;
+    const std::string sent = text_of(drain(raw.peer()));
+    ASSERT_GE(sent.size(), 4U);
+    EXPECT_EQ(to_hex(bytes_of(sent.substr(0, 1))), "88");
+    EXPECT_EQ(static_cast<unsigned char>(sent[2]) * 256 + static_cast<unsigned char>(sent[3]), fault.code);
+    EXPECT_TRUE(at_end(raw.peer()));
+  }
+}
+
+TEST(WebSocketDeflate, AReadGivesNoMoreThanThereIsRoomForAndKeepsTheRestAsItCame) {
+  RawDeflating raw;
+  Bytes all;
+  std::string frames;
+  for (std::uint32_t i = 0; i < 5; ++i) {
+    const Bytes one = wordy(100'000, i);
+    all.insert(all.end(), one.begin(), one.end());
+    frames += frame("c2", deflated(one)) + frame("89", "61");
+  }
+  put(raw.peer(), from_hex(frames + frame("88", "03e8")));
+  Bytes in;
+  Bytes buffer(5000);
+  std::size_t count = 0;
+  for (Status status = Status::done; status == Status::done;) {
+    status = raw.server->read(buffer, count);
+    in.insert(in.end(), buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(count));
+    ASSERT_TRUE(status == Status::ended || raw.server->has_input());
+    ASSERT_EQ(status == Status::ended, in.size() == all.size() && count == 0);
+  }
+  EXPECT_TRUE(in == all);
+  EXPECT_EQ(raw.server->peer_close_code(), 1000);
+}
+
+TEST(WebSocketDeflate, WhatOneMessageInflatesToIsReadThoughNothingMoreComes) {
+  RawDeflating raw;
+  const Bytes one = wordy(100'000);
+  put(raw.peer(), from_hex(frame("c2", deflated(one))));
+  Bytes in;
+  Bytes buffer(3000);
+  do {
+    std::size_t count = 0;
+    ASSERT_EQ(raw.server->read(buffer, count), Status::done);
+    in.insert(in.end(), buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(count));
+    ASSERT_EQ(raw.server->has_input(), in.size() < one.size());
+  } while (in.size() < one.size());
+  EXPECT_TRUE(in == one);
+}
+
+TEST(WebSocketDeflate, WhatHasNoRoomInABatchIsCompressedForTheNext) {
+  RawDeflating raw;
+  Bytes one = packet(4000);
+  std::fill(one.begin() + 2000, one.end(), std::byte{0});
+  Bytes all;
+  for (int i = 0; i < 70; ++i) all.insert(all.end(), one.begin(), one.end());
+  const Bytes sent = raw.sent_for(all);
+  std::size_t frames = 0;
+  for (std::size_t at = 0; at < sent.size(); ++frames) {
+    ASSERT_EQ(to_hex(std::span(sent).subspan(at, 2)), "c27e") << frames;
+    at += 4 + std::to_integer<std::size_t>(sent[at + 2]) * 256 + std::to_integer<std::size_t>(sent[at + 3]);
+  }
+  EXPECT_EQ(frames, 70U);
+  EXPECT_GT(sent.size(), 2U * 65536);
+}
+
+std::size_t heap_in_use() {
+  return ::mallinfo2().uordblks;
+}
+
+TEST(WebSocketDeflate, AnIdleSessionHoldsNothingForIt) {
+  constexpr std::size_t count = 50;
+  const Bytes one = wordy(5000);
+  const std::string hex = deflated(one);
+  const auto echo = [&one](const Pair& pair) {
+    write_whole(*pair.client, one);
+    Bytes in;
+    EXPECT_EQ(read_all(*pair.server, in), Status::blocked);
+    EXPECT_TRUE(in == one);
+    write_whole(*pair.server, one);
+    EXPECT_EQ(read_all(*pair.client, in), Status::blocked);
+  };
+  echo(deflating());  // the thread's streams
+  std::vector<std::unique_ptr<Pair>> pairs;
+  pairs.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    pairs.push_back(std::make_unique<Pair>(WebSocketServerOptions{.deflate = WebSocketDeflateOptions{}},
+                                           WebSocketClientOptions{.deflate = WebSocketDeflateOptions{}}));
+  }
+  const std::size_t before = heap_in_use();
+  for (const auto& pair : pairs) echo(*pair);
+  const std::size_t idle = heap_in_use();
+  EXPECT_LE(idle, before + count * 16);
+  for (const auto& pair : pairs) put(pair->sockets[1], from_hex(frame("42", hex.substr(0, 100))));
+  Bytes in;
+  for (const auto& pair : pairs) EXPECT_EQ(read_all(*pair->server, in), Status::blocked);
+  EXPECT_LE(heap_in_use(), idle + in.capacity() + count * 41 * 1024) << "in the middle of a message";
+  pairs.clear();
+}
+
+TEST(WebSocketDeflate, AnInflaterLentOnOneThreadMayBeGivenBackOnAnother) {
+  auto raw = std::make_unique<RawDeflating>();
+  const Bytes one = wordy(1000);
+  const std::string hex = deflated(one);
+  Bytes in;
+  for (const auto& part :
+       {frame("42", hex.substr(0, 20)), frame("00", hex.substr(20, 20)), frame("80", hex.substr(40))}) {
+    std::thread([&] {
+      put(raw->peer(), from_hex(part));
+      EXPECT_EQ(read_all(*raw->server, in), Status::blocked);
+    }).join();
+  }
+  EXPECT_TRUE(in == one);
+  put(raw->peer(), from_hex(frame("42", hex.substr(0, 20))));
+  std::thread([&] { EXPECT_EQ(read_all(*raw->server, in), Status::blocked); }).join();
+  raw.reset();
+}
+
+TEST(WebSocketDeflate, WithoutMemoryForACompressorPacketsAreSentAsTheyAre) {
+  const Bytes one = wordy(1000);
+  std::thread([&one] {  // which has no streams yet
+    RawDeflating raw;
+    raw.sent_for(packet(1));  // its buffer
+    std::size_t taken = 0;
+    Status status = Status::failed;
+    {
+      const test::AllocationFailure failure(0);
+      status = write(*raw.server, one, taken);
+    }
+    EXPECT_EQ(status, Status::done);
+    EXPECT_EQ(first_byte(drain(raw.peer())), "82");
+    EXPECT_EQ(first_byte(raw.sent_for(one)), "c2");
+  })
+      .join();
+}
+
+TEST(WebSocketDeflate, AnotherConnectionMayLieBelow) {
+  Sockets sockets;
+  std::string log;
+  const auto server = make_server(std::make_unique<Plain>(sockets[0], log), {.deflate = WebSocketDeflateOptions{}});
+  const auto client = make_client(std::make_unique<Plain>(sockets[1], log), {.deflate = WebSocketDeflateOptions{}});
+  Status served = Status::blocked;
+  Status asked = Status::blocked;
+  for (int i = 0; i < 100 && (served == Status::blocked || asked == Status::blocked); ++i) {
+    if (served == Status::blocked) served = server->handshake();
+    if (asked == Status::blocked) asked = client->handshake();
+  }
+  ASSERT_TRUE(server->deflates() && client->deflates());
+  Bytes stream;
+  for (std::uint32_t i = 0; i < 20; ++i) {
+    for (const Bytes& one : {wordy(i * 2000, i), packet(i * 100, i)})
+      stream.insert(stream.end(), one.begin(), one.end());
+  }
+  Bytes in;
+  for (std::size_t at = 0; at < stream.size() || server->wants_write();) {
+    std::size_t taken = 0;
+    ASSERT_NE(write(*server, Bytes(stream.begin() + static_cast<std::ptrdiff_t>(at), stream.end()), taken),
+              Status::failed);
+    at += taken;
+    ASSERT_NE(server->flush(), Status::failed);
+    ASSERT_EQ(read_all(*client, in), Status::blocked) << client->error().message();
+  }
+  EXPECT_TRUE(in == stream);
+}
+
 // --- options
 
 TEST(WebSocketOptions, DefaultsAreTheDocumentedOnesAndValid) {
@@ -1111,12 +1702,18 @@ TEST(WebSocketOptions, DefaultsAreTheDocumentedOnesAndValid) {
   EXPECT_EQ(server.ping_interval, 30s);
   EXPECT_EQ(server.max_missed_pings, 2U);
   EXPECT_FALSE(server.check_origin);
+  EXPECT_FALSE(server.deflate);
   EXPECT_FALSE(validate(server)) << validate(server).message();
   const WebSocketClientOptions client;
   EXPECT_EQ(client.subprotocol, "msgtrans");
   EXPECT_EQ(client.max_header, 8192U);
   EXPECT_EQ(client.ping_interval, 30s);
   EXPECT_EQ(client.max_missed_pings, 2U);
+  EXPECT_FALSE(client.deflate);
+  constexpr WebSocketDeflateOptions deflate;
+  EXPECT_EQ(deflate.threshold, 512U);
+  EXPECT_EQ(deflate.level, 0);
+  EXPECT_EQ(deflate.window_bits, 15);
   EXPECT_FALSE(validate(client)) << validate(client).message();
 }
 
@@ -1137,6 +1734,15 @@ TEST(WebSocketOptions, OneOutOfItsRangeIsNamedWithItsValue) {
   EXPECT_EQ(server([](auto& o) { o.ping_interval = -1ms; }), "ping_interval is -1 ms, must be from 0 (off) to a year");
   EXPECT_EQ(server([](auto& o) { o.ping_interval = 0ms; }), "");
   EXPECT_EQ(server([](auto& o) { o.max_missed_pings = 0; }), "max_missed_pings is 0, must be from 1 to 1000");
+  const auto server_deflate = [&](int level, int bits) {
+    return server([=](auto& o) { o.deflate = {.level = level, .window_bits = bits}; });
+  };
+  EXPECT_EQ(server_deflate(0, 9), "");
+  EXPECT_EQ(server_deflate(9, 15), "");
+  EXPECT_EQ(server_deflate(-1, 15), "deflate.level is -1, must be from 1 to 9, or 0 for the default");
+  EXPECT_EQ(server_deflate(10, 15), "deflate.level is 10, must be from 1 to 9, or 0 for the default");
+  EXPECT_EQ(server_deflate(0, 8), "deflate.window_bits is 8, must be from 9 to 15");
+  EXPECT_EQ(server_deflate(0, 16), "deflate.window_bits is 16, must be from 9 to 15");
   EXPECT_EQ(server([](auto& o) { o.max_missed_pings = 1001; }), "max_missed_pings is 1001, must be from 1 to 1000");
 
   const auto client = [](const std::function<void(WebSocketClientOptions&)>& set) {
@@ -1159,6 +1765,15 @@ TEST(WebSocketOptions, OneOutOfItsRangeIsNamedWithItsValue) {
   EXPECT_EQ(client([](auto& o) { o.max_header = 1; }), "max_header is 1, must be from 256 to 65536");
   EXPECT_EQ(client([](auto& o) { o.ping_interval = -1ms; }), "ping_interval is -1 ms, must be from 0 (off) to a year");
   EXPECT_EQ(client([](auto& o) { o.max_missed_pings = 0; }), "max_missed_pings is 0, must be from 1 to 1000");
+  const auto client_deflate = [&](int level, int bits) {
+    return client([=](auto& o) { o.deflate = {.level = level, .window_bits = bits}; });
+  };
+  EXPECT_EQ(client_deflate(0, 9), "");
+  EXPECT_EQ(client_deflate(9, 15), "");
+  EXPECT_EQ(client_deflate(-1, 15), "deflate.level is -1, must be from 1 to 9, or 0 for the default");
+  EXPECT_EQ(client_deflate(10, 15), "deflate.level is 10, must be from 1 to 9, or 0 for the default");
+  EXPECT_EQ(client_deflate(0, 8), "deflate.window_bits is 8, must be from 9 to 15");
+  EXPECT_EQ(client_deflate(0, 16), "deflate.window_bits is 16, must be from 9 to 15");
 }
 
 }  // namespace

@@ -6,12 +6,33 @@
 #include <cstdint>
 #include <functional>
 #include <msgtrans/error.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 namespace msgtrans {
+
+/// permessage-deflate (RFC 7692): messages are compressed between the two ends, and neither has to know more of it than
+/// that. Each message stands for itself (no context takeover, in both directions), so a session at rest holds nothing
+/// for it; one in the middle of receiving a compressed message holds 40 KiB. Each thread keeps, besides, one compressor
+/// of at most 268 KiB and 40 KiB of what lies between two messages. What comes is inflated up to the packet it must be,
+/// within the limits for packets, and no further.
+///
+/// Sent compressed is a message that gets smaller by it, unless its payload is compressed already
+/// (`CompressionOptions`) or it has more than 512 KiB. It is done on the shard's thread, for each receiver of a
+/// broadcast anew. As with TLS, who can have text of his own sent in one message with a secret, and sees how long it
+/// gets, can find out the secret.
+struct WebSocketDeflateOptions {
+  /// Messages of fewer bytes, the 16 of the header among them, are sent as they are.
+  std::uint32_t threshold = 512;
+  /// zlib's, 1 to 9; 0: its default, 6.
+  int level = 0;
+  /// Of the window that this end compresses with, 9 to 15; the peer may ask for less. A peer that asks for 8, with
+  /// which zlib cannot compress, is sent nothing compressed.
+  int window_bits = 15;
+};
 
 /// How a server takes WebSocket connections. Checked by the call that takes them. The endpoint names the one path there
 /// is, requests for others are answered with 404; what follows a `?` is not looked at.
@@ -30,6 +51,8 @@ struct WebSocketServerOptions {
   std::chrono::milliseconds ping_interval{30'000};
   /// The session ends when that many pings in a row were followed by nothing for an interval. 1 to 1000.
   std::uint32_t max_missed_pings = 2;
+  /// Agreed on with a client that offers it; empty: with none.
+  std::optional<WebSocketDeflateOptions> deflate = {};
 };
 
 /// How a client makes WebSocket connections. Checked by the call that takes them.
@@ -46,6 +69,8 @@ struct WebSocketClientOptions {
   /// As for a server.
   std::chrono::milliseconds ping_interval{30'000};
   std::uint32_t max_missed_pings = 2;
+  /// Offered to the server, which need not take it; empty: it is not offered.
+  std::optional<WebSocketDeflateOptions> deflate = {};
 };
 
 /// Names the first option that is out of its range, with its value; no error if none is.
