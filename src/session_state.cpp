@@ -1045,14 +1045,18 @@ void SessionState::settle() noexcept {
   try {
     constexpr int most_probes = 4;  // a flooding peer must not keep the others waiting
     int probes = 0;
+    int reads = 0;
     for (;;) {
       write_out();
       admit_waiting();
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       // It may hold what the socket does not show.
-      if (link_.connection && link_.connection->has_input() && protocol_.wants_read() && !protocol_.ended() &&
-          read_once()) {
-        continue;
+      if (link_.connection && link_.connection->has_input() && protocol_.wants_read() && !protocol_.ended()) {
+        if (reads == most_probes) {
+          shard_->touch_later(*this);
+        } else if (++reads; read_once()) {
+          continue;
+        }
       }
       if (protocol_.resumable()) {
         Session session(keep);

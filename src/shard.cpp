@@ -212,6 +212,12 @@ void Shard::touch(SessionState& session) {
   session.touched = true;
 }
 
+void Shard::touch_later(SessionState& session) {
+  if (session.touched || session.finished()) return;
+  touched_later_.emplace_back(&session);
+  session.touched = true;
+}
+
 void Shard::run_at(TimePoint when, std::function<void()> f) {
   alarm_.emplace(executor_, when);
   alarm_->async_wait([self = shared_from_this(), f = std::move(f)](const error_code& error) {
@@ -282,6 +288,7 @@ void Shard::settle_all() noexcept {
       session->settle();
     }
     touched_.clear();
+    touched_.swap(touched_later_);
     run_completions();
   } while (has_work() && Clock::now() - now_ < longest_turn);
   if (has_work()) wake();  // the inbox's pushers rely on us

@@ -201,6 +201,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   [[nodiscard]] bool caught_up() const noexcept { return !running_commands_ && backlog_ == nullptr && inbox_.empty(); }
   /// Asks for `SessionState::settle` at the end of the outermost scope.
   void touch(SessionState& session);
+  /// The same when the others that were touched, and the commands that were sent, have had their turn. From `settle`.
+  void touch_later(SessionState& session);
 
   /// Calls `f` at that time, once, unless the shard ends before.
   void run_at(TimePoint when, std::function<void()> f);
@@ -321,6 +323,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   bool running_commands_ = false;
   bool has_ended_some_ = false;
   std::vector<SessionPtr> touched_;
+  std::vector<SessionPtr> touched_later_;
   std::vector<std::unique_ptr<Completion>> completions_;  // of this turn
   std::function<void(std::exception_ptr)> on_exception_;
   std::function<void()> on_abandoned_;
