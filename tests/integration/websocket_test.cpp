@@ -3,6 +3,9 @@
 #include "support/process.hpp"
 #include "tls.hpp"
 
+#include <random>
+#include <zlib.h>
+
 namespace msgtrans::test {
 namespace {
 
@@ -102,8 +105,8 @@ std::string text_of(const Bytes& bytes) {
 
 /// A WebSocket client by hand, over a plain socket.
 struct RawWebSocket {
-  explicit RawWebSocket(const Endpoint& to, int receive_buffer = 0)
-      : peer(over(Transport::tcp, to), receive_buffer), answer((peer.send(upgrade(to.path)), head())) {}
+  explicit RawWebSocket(const Endpoint& to, int receive_buffer = 0, const std::string& further = "")
+      : peer(over(Transport::tcp, to), receive_buffer), answer((peer.send(upgrade(to.path, further)), head())) {}
 
   std::string head() { return peer.take_until("\r\n\r\n"); }
   void send(unsigned first, std::string_view payload) { peer.send(frame(first, payload)); }
@@ -543,6 +546,162 @@ TEST_F(WebSocketFrames, AnUnaskedPongIsTaken) {
   EXPECT_EQ(peer.next().payload, text_of(response(1, "x")));
 }
 
+// --- permessage-deflate
+
+/// What is agreed on at both ends, from 100 bytes on.
+ListenOptions deflating_listener() {
+  ListenOptions options;
+  options.websocket.deflate = WebSocketDeflateOptions{.threshold = 100};
+  return options;
+}
+ClientOptions deflating_client() {
+  ClientOptions options;
+  options.websocket.deflate = WebSocketDeflateOptions{.threshold = 100};
+  return options;
+}
+
+/// The payload of a compressed message.
+std::string deflated(std::string_view bytes) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
+  std::string out(bytes.size() + bytes.size() / 1000 + 100, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(::deflate(&stream, Z_SYNC_FLUSH), Z_OK);
+  out.resize(stream.total_out - 4);
+  deflateEnd(&stream);
+  return out;
+}
+
+std::string inflated(std::string_view bytes) {
+  const std::string whole = std::string(bytes) + std::string("\0\0\xff\xff", 4);
+  z_stream stream{};
+  EXPECT_EQ(inflateInit2(&stream, -15), Z_OK);
+  std::string out(1 << 20, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(whole.data()));
+  stream.avail_in = static_cast<uInt>(whole.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(::inflate(&stream, Z_SYNC_FLUSH), Z_OK);
+  out.resize(stream.total_out);
+  inflateEnd(&stream);
+  return out;
+}
+
+constexpr unsigned compressed = 0x40;
+constexpr const char* deflate_offered = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+
+TEST(WebSocketDeflate, IsAgreedOnAndUsedBothWaysByHand) {
+  TestServer server;
+  server.echo();
+  start(server, deflating_listener());
+  RawWebSocket peer(server.endpoint, 0, deflate_offered);
+  EXPECT_TRUE(has(peer.answer,
+                  "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; "
+                  "client_no_context_takeover\r\n"));
+  const std::string words(5000, 'x');
+  for (std::uint32_t i = 1; i <= 3; ++i) {
+    peer.send(fin | compressed | binary, deflated(text_of(request(i, words))));
+    const Frame got = peer.next();
+    EXPECT_EQ(got.first, fin | compressed | binary);
+    EXPECT_EQ(inflated(got.payload), text_of(response(i, words)));
+  }
+  const std::string packet = deflated(text_of(request(7, words)));
+  peer.send(compressed | binary, std::string_view(packet).substr(0, 5));
+  peer.send(fin | ping, "one");
+  EXPECT_EQ(peer.next().payload, "one");
+  peer.send(fin | continuation, std::string_view(packet).substr(5));
+  EXPECT_EQ(inflated(peer.next().payload), text_of(response(7, words)));
+  peer.send(fin | binary, text_of(request(8, "few")));
+  const Frame got = peer.next();
+  EXPECT_EQ(got.first, fin | binary);
+  EXPECT_EQ(got.payload, text_of(response(8, "few")));
+}
+
+TEST(WebSocketDeflate, PassesWhateverIsSentWhoeverWantsIt) {
+  std::vector<std::string> payloads{"", "few", std::string(84, 'x'), std::string(200'000, 'x')};
+  std::mt19937 random(1);
+  std::string noise;
+  for (int i = 0; i < 200'000; ++i) noise += static_cast<char>(random());
+  payloads.push_back(noise);
+  payloads.push_back(noise.substr(0, 100'000) + std::string(700'000, 'y'));
+  for (const bool encrypted : {false, true}) {
+    for (const bool at_server : {false, true}) {
+      TestServer server;
+      server.echo();
+      start(server, at_server ? deflating_listener() : ListenOptions{},
+            encrypted ? websocket_tls("127.0.0.1:0/") : websocket("127.0.0.1:0/"));
+      for (const bool at_client : {false, true}) {
+        ClientTransport client(at_client ? deflating_client() : ClientOptions{});
+        const Error error = connect(client, server.endpoint);
+        ASSERT_FALSE(error) << error.message();
+        for (const std::string& payload : payloads) {
+          EXPECT_TRUE(client.request(payload).text() == payload) << payload.size();
+        }
+      }
+    }
+  }
+}
+
+TEST(WebSocketDeflate, ABombClosesWith1009AndGarbageWith1007) {
+  TestServer server;
+  server.echo();
+  ListenOptions options = deflating_listener();
+  SessionOptions session;
+  session.max_payload = 1000;
+  session.max_extension = 0;
+  options.session = session;
+  start(server, options);
+  const auto closed_for = [&](const std::string& payload) {
+    RawWebSocket peer(server.endpoint, 0, deflate_offered);
+    peer.send(fin | compressed | binary, payload);
+    const Frame got = peer.next();
+    EXPECT_EQ(got.first, fin | close);
+    peer.send(fin | close, got.payload);
+    EXPECT_TRUE(peer.peer.sees_end());
+    return got.code();
+  };
+  EXPECT_EQ(closed_for(deflated(text_of(one_way(1, std::string(1001, 'x'))))), 1009U);
+  EXPECT_EQ(server.ends.at(0).code, Errc::payload_too_large);
+  EXPECT_EQ(closed_for(deflated(text_of(one_way(1, std::string(1000, 'x'))) + std::string(900'000, '\0'))), 1009U);
+  EXPECT_EQ(server.ends.at(1).code, Errc::payload_too_large);
+  EXPECT_EQ(server.ends.at(1).text, "WebSocket message inflates to more than the limit of 1016 bytes");
+  EXPECT_EQ(closed_for("\x06"), 1007U);
+  EXPECT_EQ(server.ends.at(2).code, Errc::websocket_violation);
+  EXPECT_EQ(server.transport.stats().protocol_errors, 3U);
+  EXPECT_EQ(server.came.size(), 3U) << "sessions";
+  expect_served(server.endpoint, deflating_client());
+}
+
+TEST(WebSocketDeflate, MuchThatCameAsLittleKeepsNobodyWaiting) {
+  constexpr int count = 400;
+  std::atomic<int> came{0};
+  TestServer server({.shards = 1});
+  server.transport.on_message([&came](Session& session, const Message& message) {
+    if (message.is_request()) {
+      session.respond(message, message.payload());
+      return;
+    }
+    std::this_thread::sleep_for(2ms);
+    ++came;
+  });
+  start(server, deflating_listener());
+  ClientTransport client;
+  ASSERT_FALSE(connect(client, server.endpoint));
+  RawWebSocket peer(server.endpoint, 0, deflate_offered);
+  const std::string one = frame(fin | compressed | binary, deflated(text_of(one_way(1, std::string(100'000, 'x')))));
+  std::string all;
+  for (int i = 0; i < count; ++i) all += one;
+  ASSERT_LT(all.size(), 64U * 1024) << "it is one read";
+  peer.peer.send(all);
+  EXPECT_TRUE(wait_until([&] { return came.load() > 0; }));
+  EXPECT_EQ(client.request("hello").text(), "hello");
+  EXPECT_LT(came.load(), count);
+  EXPECT_TRUE(wait_until([&] { return came.load() == count; })) << came.load();
+}
+
 TEST(WebSocketPing, IsAnsweredWhileTheOutboundQueueIsFull) {
   SessionOptions session;
   session.outbound_bytes = 4 << 20;
@@ -861,6 +1020,7 @@ TEST(WebSocketOptionsOf, AListenerAreChecked) {
   refused({.ping_interval = -1ms}, "ping_interval is -1");
   refused({.max_missed_pings = 0}, "max_missed_pings is 0");
   refused({.max_missed_pings = 1001}, "max_missed_pings is 1001");
+  refused({.deflate = {{.window_bits = 8}}}, "deflate.window_bits is 8");
   EXPECT_TRUE(server.transport.endpoints().empty());
   ListenOptions options;
   options.handshake_timeout = -1ms;
@@ -885,6 +1045,7 @@ TEST(WebSocketOptionsOf, AClientAreChecked) {
   refused({.max_header = 255}, "max_header is 255");
   refused({.ping_interval = -1ms}, "ping_interval is -1");
   refused({.max_missed_pings = 0}, "max_missed_pings is 0");
+  refused({.deflate = {{.level = 10}}}, "deflate.level is 10");
 }
 
 }  // namespace
