@@ -35,6 +35,7 @@ struct Bench {
   bool json = false;
   CompressionOptions compression;
   TlsClientOptions tls;
+  std::optional<WebSocketDeflateOptions> deflate;
 
   int run();
 };
@@ -73,6 +74,7 @@ class Connection {
     ClientOptions options{.executor = executor};
     options.session.compression = bench.compression;
     options.tls = bench.tls;
+    options.websocket.deflate = bench.deflate;
     return options;
   }
   void send() {
@@ -247,6 +249,7 @@ void add_bench(CLI::App& app, Action& action) {
       ->default_str("request");
   add_compression(*command, bench->compression);
   add_client_tls(*command, bench->tls);
+  add_deflate(*command, bench->deflate, client_deflate_help);
   command->add_flag("--json", bench->json, "Print the result as one JSON object");
   command->final_callback([&action, bench] { action = [bench] { return bench->run(); }; });
 }

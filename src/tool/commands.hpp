@@ -8,6 +8,8 @@
 #include <map>
 #include <msgtrans/compression_options.hpp>
 #include <msgtrans/transport/tls.hpp>
+#include <msgtrans/transport/websocket.hpp>
+#include <optional>
 #include <string>
 
 namespace msgtrans::tool {
@@ -49,6 +51,12 @@ inline void add_compression(CLI::App& command, CompressionOptions& options) {
       ->capture_default_str();
 }
 
+/// `--ws-deflate`.
+inline void add_deflate(CLI::App& command, std::optional<WebSocketDeflateOptions>& options, const char* help) {
+  command.add_flag_callback(
+      "--ws-deflate", [&options] { options.emplace(); }, help);
+}
+
 /// What a client knows of TLS: `--ca`, `--cert`, `--key`, `--server-name`, `--danger-accept-any-certificate`.
 inline void add_client_tls(CLI::App& command, TlsClientOptions& options) {
   command.add_option("--ca", options.ca_file, "Trust the certificates in it, instead of the system's")
@@ -64,6 +72,9 @@ inline void add_client_tls(CLI::App& command, TlsClientOptions& options) {
       [&options] { options.verify = TlsVerification::danger_accept_any_certificate(); },
       "Do not check who the server is: anyone on the way can read and change everything");
 }
+
+/// `--ws-deflate` of a client.
+inline constexpr const char* client_deflate_help = "Offer WebSocket's own compression, permessage-deflate";
 
 /// What a URL may be.
 inline constexpr const char* url_help = "tcp://H:P, tls://H:P, unix://PATH, ws://H:P/PATH or wss://H:P/PATH";

@@ -23,6 +23,7 @@ struct Send {
   double timeout = 10;
   CompressionOptions compression;
   TlsClientOptions tls;
+  std::optional<WebSocketDeflateOptions> deflate;
 
   int run();
 };
@@ -69,6 +70,7 @@ int Send::run() {
   ClientOptions options{.connect_timeout = seconds(timeout)};
   options.session.compression = compression;
   options.tls = tls;
+  options.websocket.deflate = deflate;
   ClientTransport client(options);
   client.on_message([&replies](Session&, const Message& message) { replies.print(message.text()); });
   client.on_disconnect([&replies](Session&, const Error& reason) { replies.end(reason); });
@@ -122,6 +124,7 @@ void add_send(CLI::App& app, Action& action) {
   command->add_option("--biz", send->biz, "biz_type")->check(CLI::Range(0, 255))->capture_default_str();
   add_compression(*command, send->compression);
   add_client_tls(*command, send->tls);
+  add_deflate(*command, send->deflate, client_deflate_help);
   command->add_option("--timeout", send->timeout, "For connecting, and for the replies")
       ->type_name("S")
       ->check(CLI::Range(0.001, 31536000.0))

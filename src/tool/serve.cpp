@@ -22,6 +22,7 @@ namespace {
 struct Serve {
   std::vector<std::string> tcp, tls, unix_sockets, websocket, websocket_tls;
   TlsServerOptions certificates;
+  std::optional<WebSocketDeflateOptions> deflate;
   bool echo = true;
   bool json = false;
   bool verbose = false;
@@ -149,7 +150,7 @@ int Serve::run() {
   }
   std::vector<Endpoint> encrypted;
   for (const auto& endpoint : endpoints) {
-    const Endpoint bound = server.listen(endpoint, {.tls = certificates});
+    const Endpoint bound = server.listen(endpoint, {.tls = certificates, .websocket = {.deflate = deflate}});
     if (is_encrypted(bound.transport)) encrypted.push_back(bound);
     std::printf("listening %s %s\n", std::string(to_string(bound.transport)).c_str(), bound.to_string().c_str());
   }
@@ -178,6 +179,8 @@ void add_serve(CLI::App& app, Action& action) {
   add_listener("--ws", serve->websocket, "H:P[/PATH]", "The same for WebSocket; repeatable");
   add_listener("--wss", serve->websocket_tls, "H:P[/PATH]",
                "The same for WebSocket over TLS; needs --cert and --key; repeatable");
+  add_deflate(*command, serve->deflate,
+              "Agree on WebSocket's own compression, permessage-deflate, with clients that offer it");
   add_listener("--unix", serve->unix_sockets, "PATH",
                "Listen on a Unix socket, a file or @NAME in the abstract namespace; repeatable");
   command

@@ -101,6 +101,21 @@ class Transports(unittest.TestCase):
         self.assertEqual(summary["protocol_errors"] + summary["handshake_failures"], 0)
         self.assertFalse((self.directory / "socket").exists())
 
+    def test_websockets_own_compression_is_agreed_on_where_both_ends_are_told(self) -> None:
+        for at_server in ([], ["--ws-deflate"]):
+            server = self.serve(*at_server)
+            for scheme in ("ws", "wss"):
+                for at_client in ([], ["--ws-deflate"]):
+                    with self.subTest(scheme, server=at_server, client=at_client):
+                        text = "much of the same " * 3000
+                        done = self.ask(server.url(scheme), "--ca", self.certificate, *at_client, text=text)
+                        self.assertEqual((done.status, done.stdout), (0, text + "\n"), done.stderr)
+                        done = run_tool(TOOL, "bench", server.url(scheme), "--ca", self.certificate, "--pipeline", "4",
+                                        "--size", "5000", "--duration", "0.2", "--json", *at_client)
+                        self.assertEqual(done.status, 0, done.stderr)
+                        self.assertEqual(json.loads(done.stdout)["errors"], 0)
+            self.assertEqual(server.stop()["protocol_errors"], 0)
+
     def test_a_server_nobody_vouches_for_is_refused_unless_the_danger_is_taken(self) -> None:
         server = self.serve()
         done = self.ask(server.url("tls"))
@@ -187,14 +202,22 @@ class Transports(unittest.TestCase):
         eventually(lambda: any("no application protocol" in line.lower() or "alpn" in line.lower()
                                for line in server.err.wait(lambda _: True, 1)), "the server says why")
 
-    @unittest.skipUnless(has_websockets(), "python3-websockets is not installed")
-    def test_a_websocket_library_as_the_client(self) -> None:
-        server = self.serve("--max-message", "100000")
-        done = subprocess.run([PYTHON, str(pathlib.Path(__file__).with_name("websockets_peer.py")), "client",
+    def expect_websockets_client(self, what: str, server: Served) -> None:
+        done = subprocess.run([PYTHON, str(pathlib.Path(__file__).with_name("websockets_peer.py")), what,
                                server.url("ws"), server.url("wss"), self.certificate],
                               capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         server.stop()
+
+    @unittest.skipUnless(has_websockets(), "python3-websockets is not installed")
+    def test_a_websocket_library_as_the_client(self) -> None:
+        self.expect_websockets_client("client", self.serve("--max-message", "100000"))
+
+    @unittest.skipUnless(has_websockets(), "python3-websockets is not installed")
+    def test_a_websocket_library_as_a_client_that_compresses(self) -> None:
+        for what in ("deflate", "client"):
+            with self.subTest(what):
+                self.expect_websockets_client(what, self.serve("--max-message", "100000", "--ws-deflate"))
 
     @unittest.skipUnless(has_websockets(), "python3-websockets is not installed")
     def test_a_websocket_library_as_the_server(self) -> None:
@@ -205,8 +228,12 @@ class Transports(unittest.TestCase):
             plain, encrypted = peer.stdout.readline().split()
             self.expect_answer(plain)
             self.expect_answer(encrypted, "--ca", self.certificate)
-            done = run_tool(TOOL, "send", plain, "x" * 70000)
-            self.assertEqual((done.status, done.stdout), (0, "x" * 70000 + "\n"))
+            for compressed, extensions in (([], ""), (["--ws-deflate"], "permessage-deflate")):
+                for url in (plain, encrypted):
+                    done = self.ask(url, "--ca", self.certificate, *compressed, text="extensions")
+                    self.assertEqual((done.status, done.stdout), (0, extensions + "\n"), done.stderr)
+                    done = run_tool(TOOL, "send", url, "--ca", self.certificate, *compressed, "x" * 70000)
+                    self.assertEqual((done.status, done.stdout), (0, "x" * 70000 + "\n"), done.stderr)
             done = self.ask(plain, text="close 4001")
             self.assertEqual(done.status, 1)
 
