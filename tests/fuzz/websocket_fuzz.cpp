@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reader of WebSocket frames against itself and against a plain reading of RFC 6455: one stream, read whole, byte
-// by byte, and in pieces, must give the same packets, events and fault. And packets that are framed must be read again.
+// by byte, and in pieces, must give the same packets, events and fault. The same where messages may be compressed
+// (RFC 7692), with much room and little. And packets that are framed, or compressed, must be read again.
 //
 // Input: byte 0 picks the role, the limits and what is done, byte 1 seeds the cuts, the rest is the stream.
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <span>
 #include <string>
 #include <vector>
+#include <zlib.h>
 
 namespace {
 
@@ -44,10 +46,46 @@ struct Outcome {
   bool partial = false;
 };
 
+struct Inflated {
+  Bytes bytes;
+  bool corrupt = false;
+  bool at_boundary = true;
+};
+
+/// All at once, up to `most` bytes.
+Inflated inflate_whole(View in, std::size_t most) {
+  Inflated result;
+  result.bytes.resize(most);
+  z_stream stream{};
+  require(inflateInit2(&stream, -15) == Z_OK, "there is memory");
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(in.data()));
+  stream.avail_in = static_cast<uInt>(in.size());
+  stream.next_out = reinterpret_cast<Bytef*>(result.bytes.data());
+  stream.avail_out = static_cast<uInt>(most);
+  while (stream.avail_out != 0) {
+    const int status = inflate(&stream, Z_SYNC_FLUSH);
+    if (status == Z_BUF_ERROR) break;
+    if (status == Z_STREAM_END) {
+      inflateReset(&stream);
+      result.at_boundary = true;
+    } else if (status == Z_OK) {
+      result.at_boundary = (stream.data_type & 128) != 0;
+    } else {
+      result.corrupt = true;
+      break;
+    }
+    if (stream.avail_in == 0) break;
+  }
+  result.bytes.resize(most - stream.avail_out);
+  inflateEnd(&stream);
+  return result;
+}
+
 /// The documents, read plainly: whole frames only, no state but the message.
 class Reference {
  public:
-  Reference(WebSocketRole role, const Limits& limits) : server_(role == WebSocketRole::server), limits_(limits) {}
+  Reference(WebSocketRole role, const Limits& limits, bool deflate = false)
+      : server_(role == WebSocketRole::server), deflate_(deflate), limits_(limits) {}
 
   Outcome read(View in) {
     while (!in.empty() && outcome_.fault == 0 && !closed_) {
@@ -80,7 +118,8 @@ class Reference {
     const auto opcode = first % 16;
     const bool final = first >= 128;
     const bool masked = second >= 128;
-    if (first / 16 % 8 != 0) return fault(1002);
+    const bool compressed = deflate_ && first / 16 % 8 == 4 && (opcode == 1 || opcode == 2);
+    if (first / 16 % 8 != 0 && !compressed) return fault(1002);
     if (opcode > 10 || (opcode > 2 && opcode < 8)) return fault(1002);
     if (masked != server_) return fault(1002);
     const bool control = opcode >= 8;
@@ -96,19 +135,28 @@ class Reference {
     }
     const std::uint64_t most = 16 + std::uint64_t{limits_.max_extension} + limits_.max_payload;
     if (!control) {
-      if (opcode == 2) message_.clear();
+      if (opcode == 2) {
+        message_.clear();
+        inflated_ = 0;
+        compressed_ = compressed;
+      }
       in_message_ = true;
-      if (length > most - message_.size()) return fault(1009);
+      if (length > (compressed_ ? most + most / 16 + 64 : most) - message_.size()) return fault(1009);
       const std::uint64_t size = message_.size() + length;
-      if (message_.size() >= 16 && !fits(message_, size, final)) return 1;
-      if (final && size < 16) return fault(1002);
+      if (!compressed_) {
+        if (message_.size() >= 16 && !fits(message_, size, final)) return 1;
+        if (final && size < 16) return fault(1002);
+      }
     }
     Bytes payload(in.begin() + static_cast<std::ptrdiff_t>(head),
                   in.begin() + static_cast<std::ptrdiff_t>(std::min<std::uint64_t>(in.size(), head + length)));
     if (masked) {
       for (std::size_t i = 0; i < payload.size(); ++i) payload[i] ^= in[head - 4 + i % 4];
     }
-    if (!control) {
+    if (!control && compressed_) {
+      message_.insert(message_.end(), payload.begin(), payload.end());
+      if (!inflates(most, final && payload.size() == length)) return 1;
+    } else if (!control) {
       Bytes message = message_;
       message.insert(message.end(), payload.begin(), payload.end());
       if (message_.size() < 16 && message.size() >= 16 && !fits(message, message_.size() + length, final)) return 1;
@@ -135,6 +183,35 @@ class Reference {
     // Behind the header only the size is looked at again.
     fault(message_.size() < 16 && right && large ? 1009 : 1002);
     return false;
+  }
+
+  /// Whether what came of a compressed message may be of one packet.
+  bool inflates(std::uint64_t most, bool whole) {
+    Bytes deflated = message_;
+    if (whole) {
+      for (const unsigned octet : {0x00U, 0x00U, 0xffU, 0xffU}) deflated.push_back(static_cast<std::byte>(octet));
+    }
+    const Inflated got = inflate_whole(deflated, static_cast<std::size_t>(most) + 1);
+    const std::uint64_t wanted = got.bytes.size() < 16 ? most : 16 + number(got.bytes, 8, 2) + number(got.bytes, 10, 4);
+    const std::size_t right = std::min<std::size_t>(got.bytes.size(), static_cast<std::size_t>(wanted));
+    if (right > inflated_) {
+      outcome_.data.insert(outcome_.data.end(), got.bytes.begin() + static_cast<std::ptrdiff_t>(inflated_),
+                           got.bytes.begin() + static_cast<std::ptrdiff_t>(right));
+      inflated_ = right;
+    }
+    if (got.bytes.size() >= 16) {
+      const View head = got.bytes;
+      if (number(head, 0, 1) != 1 || number(head, 1, 1) > 2 || number(head, 2, 1) > 2) return fault(1002) == 0;
+      if (number(head, 8, 2) > limits_.max_extension || number(head, 10, 4) > limits_.max_payload) {
+        return fault(1009) == 0;
+      }
+      if (number(head, 14, 2) % 2 != 0) return fault(1002) == 0;
+      if (got.bytes.size() > wanted) return fault(wanted == most ? 1009 : 1002) == 0;
+    }
+    if (got.corrupt) return fault(1007) == 0;
+    if (!whole) return true;
+    if (!got.at_boundary) return fault(1007) == 0;
+    return (got.bytes.size() >= 16 && got.bytes.size() == wanted) || fault(1002) == 0;
   }
 
   bool close(View payload) {
@@ -168,19 +245,36 @@ class Reference {
   }
 
   bool server_;
+  bool deflate_;
+  bool compressed_ = false;
   bool in_message_ = false;
   bool closed_ = false;
   Limits limits_;
   Bytes message_;
+  std::size_t inflated_ = 0;  // of the message, and yielded
   Outcome outcome_;
 };
 
 class Run {
  public:
-  Run(WebSocketRole role, const Limits& limits) : reader_(role, limits) {}
+  /// \param room  0, or messages may be compressed, and that much is read at a time
+  Run(WebSocketRole role, const Limits& limits, std::size_t room = 0) : reader_(role, limits), room_(room) {
+    if (room != 0) reader_.take_compressed();
+  }
 
-  /// Reads a copy of exactly these bytes, in place: reading or writing beyond is seen by the sanitizer.
   void feed(View bytes) {
+    if (room_ == 0) {
+      feed_in_place(bytes);
+    } else {
+      feed_apart(bytes);
+    }
+  }
+
+  [[nodiscard]] const Outcome& outcome() const { return outcome_; }
+
+ private:
+  /// Reads a copy of exactly these bytes, in place: reading or writing beyond is seen by the sanitizer.
+  void feed_in_place(View bytes) {
     Bytes buffer(bytes.begin(), bytes.end());
     View in = buffer;
     std::byte* out = buffer.data();
@@ -189,33 +283,55 @@ class Run {
       const FrameReader::Event event = reader_.read(in, out);
       require(out - buffer.data() <= in.data() - buffer.data(), "no more is yielded than was taken");
       outcome_.data.insert(outcome_.data.end(), from, out);
-      switch (event) {
-        case FrameReader::Event::need_more:
-          require(in.empty(), "all was taken");
-          outcome_.partial = reader_.has_partial();
-          return;
-        case FrameReader::Event::ping: add(9); break;
-        case FrameReader::Event::pong: add(10); break;
-        case FrameReader::Event::close: add(8); break;
-        case FrameReader::Event::violation:
-          outcome_.fault = reader_.violation_code();
-          outcome_.text = reader_.error().text;
-          outcome_.partial = false;
-          require(is_protocol_error(reader_.error().code) && !outcome_.text.empty(), "a fault is a protocol error");
-          return;
+      require(event != FrameReader::Event::full, "in place there is always room");
+      if (!take(event, in)) return;
+    }
+  }
+
+  void feed_apart(View bytes) {
+    const Bytes lent(bytes.begin(), bytes.end());
+    View in = lent;
+    for (;;) {
+      Bytes buffer(room_);
+      std::span<std::byte> out = buffer;
+      const FrameReader::Event event = reader_.read(in, out);
+      outcome_.data.insert(outcome_.data.end(), buffer.begin(), buffer.end() - static_cast<std::ptrdiff_t>(out.size()));
+      if (event == FrameReader::Event::full) {
+        require(out.empty(), "full means full");
+      } else if (!take(event, in)) {
+        return;
       }
     }
   }
 
-  [[nodiscard]] const Outcome& outcome() const { return outcome_; }
+  /// \returns false if that was all.
+  bool take(FrameReader::Event event, View in) {
+    switch (event) {
+      case FrameReader::Event::need_more:
+        require(in.empty() && !reader_.has_output(), "all was taken");
+        outcome_.partial = reader_.has_partial();
+        return false;
+      case FrameReader::Event::ping: add(9); return true;
+      case FrameReader::Event::pong: add(10); return true;
+      case FrameReader::Event::close: add(8); return true;
+      case FrameReader::Event::full: return true;
+      case FrameReader::Event::violation:
+        outcome_.fault = reader_.violation_code();
+        outcome_.text = reader_.error().text;
+        outcome_.partial = false;
+        require(is_protocol_error(reader_.error().code) && !outcome_.text.empty(), "a fault is a protocol error");
+        return false;
+    }
+    return false;
+  }
 
- private:
   void add(int opcode) {
     const View payload = reader_.control_payload();
     outcome_.events.push_back({outcome_.data.size(), opcode, {payload.begin(), payload.end()}});
   }
 
   FrameReader reader_;
+  std::size_t room_;
   Outcome outcome_;
 };
 
@@ -229,19 +345,20 @@ void require_same(const Outcome& a, const Outcome& b, const char* what) {
   require(a.fault != 0 || a.data.size() == b.data.size(), what);
 }
 
-void check_reading(WebSocketRole role, const Limits& limits, View stream, std::mt19937& random) {
-  Run whole(role, limits);
+/// \param most_room  0, or messages may be compressed
+void check_reading(WebSocketRole role, const Limits& limits, View stream, std::mt19937& random, std::size_t most_room) {
+  Run whole(role, limits, most_room);
   whole.feed(stream);
-  require_same(whole.outcome(), Reference(role, limits).read(stream), "as the documents say");
+  require_same(whole.outcome(), Reference(role, limits, most_room != 0).read(stream), "as the documents say");
 
-  Run single(role, limits);
-  for (std::size_t i = 0; i < stream.size(); ++i) single.feed(stream.subspan(i, 1));
+  Run single(role, limits, most_room == 0 ? 0 : 1 + random() % most_room);
+  for (std::size_t i = 0; i < stream.size() && single.outcome().fault == 0; ++i) single.feed(stream.subspan(i, 1));
   require_same(whole.outcome(), single.outcome(), "byte by byte as whole");
   require(whole.outcome().text == single.outcome().text, "the same text");
 
-  Run pieces(role, limits);
+  Run pieces(role, limits, most_room == 0 ? 0 : 1 + random() % 20);
   const std::size_t largest = std::size_t{1} << (random() % 12);
-  for (std::size_t at = 0; at < stream.size();) {
+  for (std::size_t at = 0; at < stream.size() && pieces.outcome().fault == 0;) {
     const std::size_t count = std::min(stream.size() - at, 1 + random() % largest);
     pieces.feed(stream.subspan(at, count));
     at += count;
@@ -249,19 +366,68 @@ void check_reading(WebSocketRole role, const Limits& limits, View stream, std::m
   require_same(whole.outcome(), pieces.outcome(), "in pieces as whole");
 }
 
-/// The packets that the stream begins with, framed in pieces and read again.
-void check_framing(WebSocketRole role, View stream, std::mt19937& random) {
+/// The packets that the stream begins with.
+std::vector<Bytes> packets_of(View stream) {
   BufferPool pool;
-  const Limits limits;
-  Decoder decoder(limits, pool);
+  Decoder decoder(Limits{}, pool);
   decoder.feed(stream);
   PacketView view;
-  Bytes packets;
-  while (decoder.next(view) == Decoder::Status::packet) {
-    packets.insert(packets.end(), view.bytes.begin(), view.bytes.end());
-  }
+  std::vector<Bytes> packets;
+  while (decoder.next(view) == Decoder::Status::packet) packets.emplace_back(view.bytes.begin(), view.bytes.end());
   decoder.clear();
+  return packets;
+}
 
+Bytes joined(const std::vector<Bytes>& packets) {
+  Bytes all;
+  for (const Bytes& one : packets) all.insert(all.end(), one.begin(), one.end());
+  return all;
+}
+
+/// They are compressed or not, sent in fragments, and read again.
+void check_deflating(WebSocketRole role, View stream, std::mt19937& random) {
+  const std::vector<Bytes> packets = packets_of(stream);
+  const int bits = 9 + static_cast<int>(random() % 7);
+  const int level = static_cast<int>(random() % 10);
+  Bytes frames;
+  for (const Bytes& packet : packets) {
+    Bytes payload = packet;
+    unsigned first = 2;
+    if (random() % 4 != 0) {
+      first = 0x42;
+      payload.resize(packet.size() + packet.size() / 100 + 100);
+      wire::detail::Deflater* const deflater = wire::detail::DeflateStreams::deflater(level, bits);
+      require(deflater != nullptr, "there is memory");
+      deflater->begin(payload);
+      const std::size_t cut = random() % packet.size();
+      require(deflater->add(View(packet).first(cut)) && deflater->add(View(packet).subspan(cut)), "there is room");
+      payload.resize(deflater->finish());
+      require(!payload.empty(), "a message is never nothing");
+    }
+    const std::size_t largest = std::size_t{1} << (random() % 12);
+    for (std::size_t at = 0; at < payload.size(); first = 0) {
+      const std::size_t count = std::min<std::size_t>({payload.size() - at, 1 + random() % largest, 125});
+      if (at + count == payload.size()) first |= 0x80;
+      const bool masked = role == WebSocketRole::client;
+      frames.push_back(static_cast<std::byte>(first));
+      frames.push_back(static_cast<std::byte>((masked ? 0x80U : 0U) | count));
+      if (masked) frames.insert(frames.end(), 4, std::byte{0x5a});
+      for (std::size_t i = 0; i < count; ++i)
+        frames.push_back(payload[at + i] ^ std::byte{masked ? std::uint8_t{0x5a} : std::uint8_t{0}});
+      at += count;
+    }
+  }
+  Run run(role == WebSocketRole::server ? WebSocketRole::client : WebSocketRole::server, Limits{}, 1 + random() % 5000);
+  run.feed(frames);
+  require(run.outcome().fault == 0 && !run.outcome().partial && run.outcome().events.empty(),
+          "messages without a fault");
+  require(run.outcome().data == joined(packets), "the packets that were compressed");
+}
+
+/// They are framed in pieces and read again.
+void check_framing(WebSocketRole role, View stream, std::mt19937& random) {
+  const Limits limits;
+  const Bytes packets = joined(packets_of(stream));
   PacketFramer framer(role);
   Bytes frames;
   const std::size_t direct = 16 + random() % 200;
@@ -293,6 +459,7 @@ void check_framing(WebSocketRole role, View stream, std::mt19937& random) {
   require(run.outcome().data == packets, "the packets that were framed");
 }
 
+constexpr std::array<Limits, 2> deflate_limits{Limits{64, 16, 64}, Limits{4000, 100, 4000}};
 constexpr std::array<Limits, 3> limit_sets{Limits{}, Limits{64, 16, 64}, Limits{0xffffffff, 65535, 0xffffffff}};
 
 }  // namespace
@@ -306,8 +473,12 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const View stream(reinterpret_cast<const std::byte*>(data) + 2, size - 2);
   if (data[0] >= 192) {
     check_framing(role, stream, random);
+  } else if (data[0] >= 160) {
+    check_deflating(role, stream, random);
+  } else if (data[0] >= 128) {
+    check_reading(role, deflate_limits[data[0] / 2 % deflate_limits.size()], stream, random, 5000);
   } else {
-    check_reading(role, limit_sets[data[0] / 2 % limit_sets.size()], stream, random);
+    check_reading(role, limit_sets[data[0] / 2 % limit_sets.size()], stream, random, 0);
   }
   return 0;
 }

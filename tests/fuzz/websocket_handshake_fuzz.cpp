@@ -91,6 +91,7 @@ struct Outcome {
   std::string answer;  // to the handshake
   std::string data;
   std::string subprotocol;
+  bool deflates = false;
   std::uint16_t peer_code = 0;
 };
 
@@ -98,12 +99,14 @@ Outcome run(std::uint8_t kind, std::string_view input, std::size_t most) {
   Peer peer;
   peer.most = most;
   const bool server = kind % 2 == 0;
+  const bool deflate = (kind & 16U) != 0;
   const wire::Limits limits{.max_payload = 1000, .max_extension = 100, .max_decompressed = 1000};
   std::unique_ptr<WebSocketConnection> connection;
   if (server) {
     WebSocketServerOptions options;
     if ((kind & 4U) != 0) options.subprotocol.clear();
     if ((kind & 8U) != 0) options.check_origin = [](std::string_view origin) { return origin != "http://evil"; };
+    if (deflate) options.deflate = {.window_bits = 12};
     options.max_header = 512;
     peer.input = input;
     connection = WebSocketConnection::server(std::make_unique<Memory>(peer),
@@ -112,6 +115,7 @@ Outcome run(std::uint8_t kind, std::string_view input, std::size_t most) {
   } else {
     WebSocketClientOptions options;
     if ((kind & 4U) != 0) options.subprotocol.clear();
+    if (deflate) options.deflate = {.window_bits = 12};
     options.max_header = 512;
     connection = WebSocketConnection::client(
         std::make_unique<Memory>(peer), std::make_shared<const WebSocketClientOptions>(options), "host", "/", limits);
@@ -133,6 +137,11 @@ Outcome run(std::uint8_t kind, std::string_view input, std::size_t most) {
   require(outcome.handshake != Status::ended, "a handshake has no end");
   if (outcome.handshake == Status::done) {
     outcome.subprotocol = connection->subprotocol();
+    outcome.deflates = connection->deflates();
+    require(deflate || !outcome.deflates, "it is agreed on only where it is wanted");
+    require(!server || outcome.deflates == (outcome.answer.find("\r\nSec-WebSocket-Extensions: permessage-deflate; "
+                                                                "server_no_context_takeover") != std::string::npos),
+            "and then the client is told");
     require(!server || outcome.answer.starts_with("HTTP/1.1 101 "), "who is taken is told");
     std::vector<std::byte> buffer(1024);
     for (;;) {
@@ -170,7 +179,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const Outcome whole = run(data[0], input, SIZE_MAX);
   const Outcome single = run(data[0], input, 1);
   require(whole.handshake == single.handshake && whole.end == single.end, "byte by byte it ends as whole");
-  require(whole.answer == single.answer && whole.subprotocol == single.subprotocol, "the same answer");
+  require(whole.answer == single.answer && whole.subprotocol == single.subprotocol && whole.deflates == single.deflates,
+          "the same answer");
   require(whole.peer_code == single.peer_code, "the same Close");
   // A client's errors may show what its key was.
   require(data[0] % 2 == 1 || whole.error == single.error, "the same error");
