@@ -858,6 +858,7 @@ WebSocketConnection::Front WebSocketConnection::deflate_front(Unsent& unsent, st
     if (room.size() < batch_size) return {};
     pending_.resize(most);
     pending_.resize(put_deflated(unsent, size, pending_));
+    pending_.shrink_to_fit();
     if (pending_.empty()) return {.plain = size};
   }
   unsent.skip(size);

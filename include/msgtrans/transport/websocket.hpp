@@ -17,11 +17,12 @@ namespace msgtrans {
 /// permessage-deflate (RFC 7692): messages are compressed between the two ends, and neither has to know more of it than
 /// that. Each message stands for itself (no context takeover, in both directions), so a session at rest holds nothing
 /// for it; one in the middle of receiving a compressed message holds 40 KiB. Each thread keeps, besides, one compressor
-/// of at most 268 KiB and 40 KiB of what lies between two messages. What comes is inflated up to the packet it must be,
-/// within the limits for packets, and no further.
+/// of at most 268 KiB, and 40 KiB for the next message that comes. A message that inflates to more than the packet it
+/// must be, or to one over the limits, ends the session before memory is taken for it.
 ///
 /// Sent compressed is a message that gets smaller by it, unless its payload is compressed already
-/// (`CompressionOptions`) or it has more than 512 KiB. It is done on the shard's thread, for each receiver of a
+/// (`CompressionOptions`) or it has more than 512 KiB; what the socket does not take at once of such a one is kept
+/// besides the queue. It is done on the shard's thread, for each receiver of a
 /// broadcast anew. As with TLS, who can have text of his own sent in one message with a secret, and sees how long it
 /// gets, can find out the secret.
 struct WebSocketDeflateOptions {

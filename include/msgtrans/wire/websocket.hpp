@@ -273,8 +273,8 @@ class FrameReader {
   }
 
   /// The same where messages may be compressed, which are more when inflated: `out` is other memory than `in`, and is
-  /// moved on behind what was put; with `full` some of `in` may be left. Inflated is no more than there is room for,
-  /// and no more than a packet within `limits`, wherever the peer's data would lead. Throws std::bad_alloc.
+  /// moved on behind what was put; with `full` some of `in` may be left. Put is never more than there is room for, and
+  /// of a message never more than a packet within `limits`. Throws std::bad_alloc.
   [[nodiscard]] Event read(std::span<const std::byte>& in, std::span<std::byte>& out) {
     for (;;) {
       if (inflates_) {
