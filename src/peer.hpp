@@ -26,7 +26,8 @@ struct Peer {
   }
   /// For people: the address, or the name of the socket or else of the process.
   [[nodiscard]] std::string to_string() const {
-    if (has_address() || !path.empty() || transport != Transport::unix_socket) return endpoint().to_string();
+    if (transport == Transport::in_process || transport == Transport::custom) return endpoint().url();
+    if (has_address() || !path.empty()) return endpoint().to_string();
     return "process " + std::to_string(credentials.process) + " of user " + std::to_string(credentials.user);
   }
 };

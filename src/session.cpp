@@ -99,7 +99,7 @@ const TlsPeer* Session::tls() const noexcept {
 }
 
 std::optional<PeerCredentials> Session::peer_credentials() const noexcept {
-  if (state_->peer().has_address()) return std::nullopt;
+  if (state_->peer().transport != Transport::unix_socket) return std::nullopt;
   return state_->peer().credentials;
 }
 

@@ -79,6 +79,7 @@ void OutgoingCommandDeleter::operator()(OutgoingCommand* command) const noexcept
 
 OutgoingCommand::~OutgoingCommand() {
   if (session && reserved) session->unreserve(packet_size(), high_priority(header));
+  if (session && counted) session->protocol().answer_arrived(packet_size());
 }
 
 void OutgoingCommand::run(std::unique_ptr<Command> self) noexcept {
@@ -223,12 +224,19 @@ SendResult SessionState::refuse_unpacked(std::size_t payload, const SendOptions&
   try {
     auto command = OutgoingCommand::make(this, answer ? OutgoingCommand::Kind::answer : OutgoingCommand::Kind::one_way,
                                          header, options.extension, payload, packing);
-    command->reserved = !answer;
+    if (answer) return post_answer(std::move(command));
+    command->reserved = true;
     return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
   } catch (const std::bad_alloc&) {
     if (!answer) unreserve(size, options.high_priority);
     return SendResult::would_block;
   }
+}
+
+SendResult SessionState::post_answer(OutgoingCommandPtr command) noexcept {
+  command->counted = Shard::current() == shard_.get();
+  if (command->counted) protocol_.answer_under_way(command->packet_size());
+  return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
 }
 
 SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
@@ -261,8 +269,7 @@ SendResult SessionState::send(BytesView payload, const SendOptions& options) noe
     return SendResult::queued;
   }
   try {
-    auto command = OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload, packing);
-    return shard_->post(std::unique_ptr<Command>(command.release())) ? SendResult::queued : SendResult::closed;
+    return post_answer(OutgoingCommand::make(this, OutgoingCommand::Kind::answer, header, extension, payload, packing));
   } catch (const std::bad_alloc&) {
     return SendResult::would_block;
   }

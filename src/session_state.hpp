@@ -62,6 +62,7 @@ class OutgoingCommand final : public Command {
   std::shared_ptr<Shard> home;  // ... on this shard
   Kind kind;
   bool reserved = false;  // has room in the budget already
+  bool counted = false;   // among the answers that are under way
   wire::Header header;
   Packing packing;
   error_code refusal;  // found at the start; told through the handler
@@ -152,6 +153,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] SendResult check(std::size_t payload, std::size_t extension) const noexcept;
   /// Takes room for a packet as the session's policy says. `would_block` or `closed` if there is none.
   SendResult reserve(std::size_t size, bool high_priority) noexcept;
+  /// Posts an answer. On the session's shard it counts at once, lest a handler be handed more than its answers may be.
+  SendResult post_answer(OutgoingCommandPtr command) noexcept;
   /// Gives back what `reserve` took.
   void unreserve(std::size_t size, bool high_priority) noexcept;
   [[nodiscard]] ControlOrder& control() noexcept { return control_order_; }

@@ -23,7 +23,6 @@
 namespace {
 
 using namespace msgtrans;
-using Connection;
 using detail::WebSocketConnection;
 using Status = Connection::Status;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/fixture.hpp"
 
-#include <boost/asio/post.hpp>
+#include <boost/asio/error.hpp>
 #include <stdexcept>
 
 namespace msgtrans::test {
@@ -11,8 +11,8 @@ namespace {
 class Scripted final : public CustomTransport {
  public:
   struct Plan {
-    std::function<Connection::Status(Error&)> handshake;
-    std::function<void()> read;
+    std::function<Connection::Status(Error&)> handshake = {};
+    std::function<void()> read = {};
     bool throws_on_connect = false;
     bool answers = true;
   };
@@ -176,7 +176,7 @@ TEST(CustomTransport, HandshakeThatFailsSaysWhyAtBothEnds) {
   TestServer server;
   server.transport.listen(custom("scripted-fail", "x"));
   server.transport.start();
-  transport->started.at(0);
+  (void)transport->started.at(0);
   transport->accept(std::make_unique<Scripted::Link>(transport->plan), "somebody");
   EXPECT_EQ(server.errors.at(0).code, Errc::handshake_failed);
   EXPECT_NE(server.errors.at(0).text.find("scripted-fail"), std::string::npos) << server.errors.at(0).text;
@@ -189,7 +189,7 @@ TEST(CustomTransport, HandshakeThatStallsFreesItsPlaceAtTheTimeout) {
   TestServer server({.max_sessions = 1});
   server.transport.listen(custom("scripted-stall", "x"), {.handshake_timeout = 50ms});
   server.transport.start();
-  transport->started.at(0);
+  (void)transport->started.at(0);
   const Scripted::Plan stalls{.handshake = [](Error&) { return Connection::Status::blocked; }};
   transport->accept(std::make_unique<Scripted::Link>(stalls), "slow");
   EXPECT_EQ(server.errors.at(0).code, Errc::handshake_timeout);
@@ -206,7 +206,7 @@ TEST(CustomTransport, AttemptWithoutAnAnswerEndsAtTheConnectTimeoutAndIsGivenUp)
   ClientTransport client({.connect_timeout = 50ms});
   Error error;
   client.connect("scripted-silent://x", error);
-  EXPECT_EQ(error.code, asio::error::timed_out);
+  EXPECT_EQ(error.code, detail::asio::error::timed_out);
 }
 
 TEST(CustomTransport, FailureToAcceptIsCountedAndTold) {
@@ -214,7 +214,7 @@ TEST(CustomTransport, FailureToAcceptIsCountedAndTold) {
   TestServer server;
   server.transport.listen(custom("scripted-accept", "x"));
   server.transport.start();
-  transport->started.at(0);
+  (void)transport->started.at(0);
   transport->failed(Error(Errc::not_supported, "nobody can come in"));
   EXPECT_EQ(server.errors.at(0).text, "nobody can come in");
   EXPECT_EQ(server.transport.stats().accept_failures, 1U);

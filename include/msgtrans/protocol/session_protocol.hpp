@@ -200,6 +200,16 @@ class SessionProtocol {
   void hold(bool held) noexcept { held_ = held; }
   [[nodiscard]] bool held() const noexcept { return held_; }
 
+  /// An answer is on its way into the queue: it counts as being there, until it is, or is given up.
+  void answer_under_way(std::size_t size) noexcept {
+    answers_under_way_.bytes += size;
+    ++answers_under_way_.packets;
+  }
+  void answer_arrived(std::size_t size) noexcept {
+    answers_under_way_.bytes -= size;
+    --answers_under_way_.packets;
+  }
+
   /// Ends at once.
   void abort(Error reason) {
     phase_ = Phase::ended;
@@ -275,7 +285,9 @@ class SessionProtocol {
   /// Whether the next packet may be handed out: between the marks it stays as it was.
   [[nodiscard]] bool deliverable() noexcept {
     if (!accepts() || muted_ || held_) return false;
-    const OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
+    OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
+    answers.bytes += answers_under_way_.bytes;
+    answers.packets += answers_under_way_.packets;
     if (answers.bytes >= options_->outbound_bytes || answers.packets >= options_->outbound_packets) {
       paused_ = true;
     } else if (answers.bytes <= options_->outbound_bytes / 2 && answers.packets <= options_->outbound_packets / 2) {
@@ -347,6 +359,7 @@ class SessionProtocol {
   wire::Decoder decoder_;
   std::unique_ptr<OutboundQueue> queue_;  // only while there is something to write
   std::unique_ptr<Error> reason_;
+  OutboundDepth answers_under_way_;
   wire::MessageIdCounter ids_;
   Phase phase_ = Phase::open;
   bool paused_ = false;  // the answers have been over their budget and not yet under half of it
