@@ -18,7 +18,8 @@ int main() {
 
   msgtrans::ClientTransport client;
   client.connect(endpoint.url());  // pipe://greeter
-  std::cout << "answered: " << client.request("who are you?").text() << std::endl;
+  const auto reply = client.request("who are you?");
+  std::cout << "answered: " << reply.text() << std::endl;
   client.close();
 
   std::cout << (server.stop().clean() ? "stopped, nothing lost" : "something was cut") << std::endl;
