@@ -21,39 +21,45 @@ void Pipe::set_reader(ReadySignal signal) {
 }
 
 Pipe::Status Pipe::room(std::size_t& bytes, bool& exact) {
-  const std::lock_guard lock(mutex_);
   bytes = 0;
   exact = faults_ != nullptr;
-  if (abandoned_ || out_of_memory_) return Status::failed;
-  if (under_way_ >= capacity) {
+  if (broken_.load(std::memory_order_acquire)) return Status::failed;
+  if (const auto now = under_way(); now < capacity && !faults_) {
+    bytes = capacity - now;
+    return Status::done;
+  }
+  const std::lock_guard lock(mutex_);
+  if (under_way() >= capacity) {
     writer_waits_ = true;
     return Status::blocked;
   }
-  bytes = capacity - under_way_;
+  bytes = capacity - under_way();
   if (faults_) bytes = std::min(bytes, faults_->room(shared_from_this(), bytes));
   writer_waits_ = bytes == 0;
   return writer_waits_ ? Status::blocked : Status::done;
 }
 
 void Pipe::push(protocol::OutboundBlock& block) noexcept {
-  {
-    const std::lock_guard lock(mutex_);
-    if (abandoned_) return;
-    under_way_ += block.end - block.begin;
-  }
+  if (broken_.load(std::memory_order_acquire)) return;
+  under_way_.fetch_add(block.end - block.begin, std::memory_order_relaxed);
   if (!faults_) return deliver(block);
   try {
     faults_->push(shared_from_this(), block.bytes());
   } catch (const std::bad_alloc&) {
     const std::lock_guard lock(mutex_);
-    out_of_memory_ = true;
+    run_out_of_memory();
   }
+}
+
+void Pipe::run_out_of_memory() noexcept {
+  out_of_memory_ = true;
+  broken_.store(true, std::memory_order_release);
+  reader_.readable();
 }
 
 void Pipe::deliver(protocol::OutboundBlock& block) noexcept {
   const std::lock_guard lock(mutex_);
-  if (abandoned_) return;
-  if (ended_) return took(block.end - block.begin);
+  if (abandoned_ || ended_) return took(block.end - block.begin);
   const auto bytes = block.bytes();
   // Few bytes in a block made for more: else many small blocks would hold a multiple of the capacity.
   constexpr std::size_t few = 512;
@@ -65,9 +71,7 @@ void Pipe::deliver(protocol::OutboundBlock& block) noexcept {
     try {
       blocks_.push(std::move(block));
     } catch (const std::bad_alloc&) {
-      out_of_memory_ = true;
-      reader_.readable();
-      return;
+      return run_out_of_memory();
     }
   }
   if (std::exchange(reader_waits_, false)) reader_.readable();
@@ -101,15 +105,10 @@ void Pipe::let_write() noexcept {
   writer_.writable();
 }
 
-std::size_t Pipe::under_way() const noexcept {
-  const std::lock_guard lock(mutex_);
-  return under_way_;
-}
-
 void Pipe::took(std::size_t bytes) noexcept {
-  under_way_ -= std::min(bytes, under_way_);
+  const std::size_t left = under_way_.fetch_sub(bytes, std::memory_order_relaxed) - bytes;
   // Who waits begins again when there is something to gain by it; who has ended waits for the last byte.
-  if ((writer_waits_ && under_way_ <= capacity / 2) || (ended_ && under_way_ == 0)) {
+  if ((writer_waits_ && left <= capacity / 2) || (ended_ && left == 0)) {
     writer_waits_ = false;
     writer_.writable();
   }
@@ -135,8 +134,11 @@ Pipe::Status Pipe::take(protocol::OutboundBlock& block, bool& more) {
 void Pipe::abandon() noexcept {
   const std::lock_guard lock(mutex_);
   abandoned_ = true;
-  blocks_.clear();
-  under_way_ = 0;
+  broken_.store(true, std::memory_order_release);
+  while (!blocks_.empty()) {
+    took(blocks_.front().end - blocks_.front().begin);
+    blocks_.pop();
+  }
   writer_waits_ = false;
   writer_.writable();
 }

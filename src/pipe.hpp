@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <msgtrans/error.hpp>
@@ -44,7 +45,7 @@ class Pipe final : public std::enable_shared_from_this<Pipe> {
   /// Nothing follows. `cut`: not in order; the reader is told so behind what was written.
   void end(bool cut) noexcept;
   /// Bytes that were written and not read.
-  [[nodiscard]] std::size_t under_way() const noexcept;
+  [[nodiscard]] std::size_t under_way() const noexcept { return under_way_.load(std::memory_order_relaxed); }
 
   // --- who reads
 
@@ -67,14 +68,18 @@ class Pipe final : public std::enable_shared_from_this<Pipe> {
 
  private:
   void took(std::size_t bytes) noexcept;
+  void run_out_of_memory() noexcept;
 
-  // Held for some pointers' time, once or twice a block; a block is what one turn of a session has written.
+  // Held for some pointers' time, once a block at each end; a block is what one turn of a session has written.
   mutable std::mutex mutex_;
   protocol::Fifo<protocol::OutboundBlock> blocks_;
-  std::size_t under_way_ = 0;
-  bool ended_ = false;      // nothing comes behind the blocks
-  bool cut_ = false;        // and that was not in order
-  bool abandoned_ = false;  // the reader has gone
+  // The writer adds to it, who reads or loses takes from it, the latter under the lock: the writer may find less room
+  // than there is, and looks again under the lock before it waits.
+  std::atomic<std::size_t> under_way_{0};
+  std::atomic<bool> broken_{false};  // abandoned_ or out_of_memory_, for the writer
+  bool ended_ = false;               // nothing comes behind the blocks
+  bool cut_ = false;                 // and that was not in order
+  bool abandoned_ = false;           // the reader has gone
   bool out_of_memory_ = false;
   bool reader_waits_ = true;
   bool writer_waits_ = false;

@@ -24,13 +24,17 @@ struct Load {
   unsigned connections = 100;
   unsigned in_flight = 16;
   std::size_t size = 64;
+  bool one_thread = false;
   std::chrono::milliseconds duration{1000};
   std::chrono::milliseconds warm_up{200};
 };
 
 /// Messages a second that came back.
 double measure(const msgtrans::Endpoint& endpoint, const Load& load) {
-  msgtrans::ServerTransport server({.shards = 1});
+  boost::asio::io_context context(1);
+  msgtrans::ServerOptions options{.shards = 1};
+  if (load.one_thread) options.executors = {context.get_executor()};
+  msgtrans::ServerTransport server(options);
   server.on_message([](msgtrans::Session& session, const msgtrans::Message& message) {
     if (message.is_request()) {
       session.respond(message, message.payload());
@@ -41,7 +45,6 @@ double measure(const msgtrans::Endpoint& endpoint, const Load& load) {
   const auto bound = server.listen(endpoint);
   server.start();
 
-  boost::asio::io_context context(1);
   std::atomic<std::uint64_t> came{0};
   std::atomic<bool> ended{false};
   const std::string payload(load.size, 'x');
@@ -114,8 +117,11 @@ int main(int argc, char** argv) {
   app.add_option("--connections", load.connections);
   app.add_option("--in-flight", load.in_flight, "messages of each connection");
   app.add_option("--size", load.size, "of a payload, in bytes");
+  app.add_flag("--one-thread", load.one_thread, "server and clients on the same");
   app.add_option("--duration", milliseconds, "of a run, in ms");
   app.add_option("--repetitions", repetitions);
+  std::string only;
+  app.add_option("--only", only, "of the transports, for a profile: tcp, unix or inproc");
   CLI11_PARSE(app, argc, argv);
   load.duration = std::chrono::milliseconds(milliseconds);
 
@@ -126,16 +132,18 @@ int main(int argc, char** argv) {
     double reference = 0;
     for (const auto& endpoint : endpoints) {
       const std::string name(to_string(endpoint.transport));
+      if (!only.empty() && name != only) continue;
       const double rate = measure(endpoint, load);
       if (reference == 0) reference = rate;
       rates[name].push_back(rate);
       ratios[name].push_back(rate / reference);
     }
   }
-  std::printf("%s, %zu bytes, %u connections x %u in flight: median of %u\n", load.mode.c_str(), load.size,
-              load.connections, load.in_flight, repetitions);
+  std::printf("%s, %zu bytes, %u connections x %u in flight, %s: median of %u\n", load.mode.c_str(), load.size,
+              load.connections, load.in_flight, load.one_thread ? "one thread" : "a thread each", repetitions);
   for (const auto& endpoint : endpoints) {
     const std::string name(to_string(endpoint.transport));
+    if (rates[name].empty()) continue;
     const auto [least, most] = std::ranges::minmax(ratios[name]);
     std::printf("  %-8s %9.0f k messages/s   %5.2f of tcp [%.2f - %.2f]\n", name.c_str(), median(rates[name]) / 1e3,
                 median(ratios[name]), least, most);
