@@ -9,6 +9,7 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/ip/address.hpp>
 #include <msgtrans/detail/exception_text.hpp>
+#include <msgtrans/detail/insist.hpp>
 #include <unistd.h>
 #include <utility>
 
@@ -95,14 +96,26 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
   }
 
   void connect_custom() {
-    auto connected = [weak = weak_from_this(), shard = client_->shard_](Error error,
-                                                                        std::unique_ptr<Connection> connection) {
-      shard->post([weak, error = std::move(error), connection = std::move(connection)]() mutable {
-        const auto self = weak.lock();
-        if (self && self->connected_) self->custom_connected(std::move(error), std::move(connection));
-      });
+    struct Result {
+      Error error;
+      std::unique_ptr<Connection> connection;
     };
     try {
+      auto connected = [weak = weak_from_this(), shard = client_->shard_, result = std::make_shared<Result>()](
+                           Error error, std::unique_ptr<Connection> connection) {
+        if (!error && !connection) error = Error(Errc::handshake_failed, "the transport gave no connection");
+        result->error = std::move(error);
+        result->connection = std::move(connection);
+        // Without it the attempt would wait for ever.
+        insist([&] {
+          shard->post([weak, result] {
+            const auto self = weak.lock();
+            if (self && self->connected_) {
+              self->custom_connected(std::move(result->error), std::move(result->connection));
+            }
+          });
+        });
+      };
       custom_attempt_ = custom_->connect(target_.path, client_->shard_->executor(), std::move(connected));
     } catch (const std::exception& failure) {
       end(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
@@ -180,8 +193,8 @@ class Client::Attempt : public std::enable_shared_from_this<Attempt> {
     Error failure;
     try {
       client_->established(std::move(link), std::move(peer), failure);
-    } catch (const std::bad_alloc&) {
-      failure = make_error_code(boost::system::errc::not_enough_memory);
+    } catch (const std::exception& exception) {
+      failure = Error(make_error_code(boost::system::errc::not_enough_memory), exception.what());
     }
     end(std::move(failure));
   }
@@ -287,6 +300,9 @@ void Client::established(Link link, Peer peer, Error& error) {
     session->refuse();
     error = Error(failure.code(), failure.what());
     return;
+  } catch (const std::exception&) {
+    session->refuse();
+    throw;
   }
   const std::lock_guard lock(mutex_);
   session_ = session;

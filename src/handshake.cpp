@@ -57,7 +57,10 @@ void Handshake::step() {
         watching_write_ = write;
         return;
       }
-      default: return failed(link_.connection->error());
+      default: {
+        const Error error = link_.connection->error();
+        return failed(error ? error : Error(Errc::handshake_failed));
+      }
     }
   } catch (const std::exception& failure) {
     failed(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));

@@ -181,6 +181,9 @@ InProcessConnection::InProcessConnection(std::shared_ptr<Pipe> in, std::shared_p
 InProcessConnection::~InProcessConnection() {
   out_->end(unread_.end != unread_.begin || in_->under_way() != 0);
   in_->abandon();
+  // The peer keeps the pipes: it is not to tell, nor to keep, what may go with this.
+  out_->set_writer({});
+  in_->set_reader({});
 }
 
 void InProcessConnection::attach(ReadySignal signal) {

@@ -24,7 +24,10 @@ class InProcessConnection final : public Connection {
   void attach(ReadySignal signal) override;
   Status read(std::span<std::byte> into, std::size_t& count) override;
   Status write(std::span<const iovec> pieces, std::size_t& taken) override;
-  [[nodiscard]] std::size_t unacknowledged() const noexcept override { return out_->under_way(); }
+  [[nodiscard]] std::size_t unacknowledged() const noexcept override {
+    const std::size_t bytes = out_->under_way();
+    return bytes == 0 ? 0 : bytes + 1;  // the end, which counts as one
+  }
   Status shut_down(const Error& reason) override;
 
   /// How the server knows the client.

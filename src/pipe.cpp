@@ -55,21 +55,31 @@ void Pipe::run_out_of_memory() noexcept {
   out_of_memory_ = true;
   broken_.store(true, std::memory_order_release);
   reader_.readable();
+  writer_.writable();
 }
 
 void Pipe::deliver(protocol::OutboundBlock& block) noexcept {
   const std::lock_guard lock(mutex_);
   if (abandoned_ || ended_) return took(block.end - block.begin);
   const auto bytes = block.bytes();
-  // Few bytes in a block made for more: else many small blocks would hold a multiple of the capacity.
+  // Few bytes in a block made for more are copied: else many such blocks would hold a multiple of the capacity.
   constexpr std::size_t few = 512;
-  if (bytes.size() <= few && !blocks_.empty() && blocks_.back().room() >= bytes.size()) {
+  constexpr std::size_t small_block = 4096;
+  const std::size_t held = block.shared ? 0 : block.own.capacity();
+  const bool wasteful = held > small_block && held > 4 * bytes.size();
+  if ((bytes.size() <= few || wasteful) && !blocks_.empty() && blocks_.back().room() >= bytes.size()) {
     auto& last = blocks_.back();
     std::memcpy(last.own.data() + last.end, bytes.data(), bytes.size());
     last.end += bytes.size();
   } else {
     try {
-      blocks_.push(std::move(block));
+      if (wasteful) {
+        protocol::OutboundBlock copy{wire::Buffer(std::max(bytes.size(), small_block)), {}, 0, bytes.size()};
+        std::memcpy(copy.own.data(), bytes.data(), bytes.size());
+        blocks_.push(std::move(copy));
+      } else {
+        blocks_.push(std::move(block));
+      }
     } catch (const std::bad_alloc&) {
       return run_out_of_memory();
     }

@@ -11,6 +11,7 @@
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
 #include <msgtrans/detail/exception_text.hpp>
+#include <msgtrans/detail/insist.hpp>
 #include <msgtrans/lockfree/epoch.hpp>
 #include <thread>
 #include <unistd.h>
@@ -115,6 +116,24 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
   std::vector<asio::ip::tcp::endpoint> addresses;
   if (!is_unix && !custom && (addresses = look_up(endpoint, true, error)).empty()) return std::nullopt;
 
+  // A user's code, so not under the lock.
+  std::shared_ptr<CustomListener> custom_listener;
+  std::string custom_address;
+  if (custom) {
+    try {
+      custom_listener = custom->listen(endpoint.path, options, error);
+      if (custom_listener) custom_address = custom_listener->address();
+    } catch (const std::exception& failure) {
+      custom_listener = nullptr;
+      error = Error(make_error_code(boost::system::errc::not_enough_memory), failure.what());
+    }
+    if (!custom_listener) {
+      if (!error) error = Error(Errc::not_supported);
+      error.text = "cannot listen on " + endpoint.url() + ": " + error.message();
+      return std::nullopt;
+    }
+  }
+
   const std::lock_guard lock(mutex_);
   if (state_ != State::idle && state_ != State::running) {
     error = Error(Errc::wrong_state, "the server has been stopped");
@@ -128,18 +147,10 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
                     .acceptors = {},
                     .file = {},
                     .tls = std::move(tls),
-                    .custom = {}};
+                    .custom = custom_listener};
   if (custom) {
-    try {
-      listener.custom = custom->listen(endpoint.path, options, error);
-    } catch (const std::exception& failure) {
-      error = Error(make_error_code(boost::system::errc::not_enough_memory), failure.what());
-    }
-    if (!listener.custom) {
-      error.text = "cannot listen on " + endpoint.url() + ": " + error.message();
-      return std::nullopt;
-    }
-    listener.endpoint.path = listener.custom->address();
+    listener.endpoint.path = custom_address;
+    listener.endpoint.scheme = find_scheme(endpoint.scheme);  // the name that lasts
   } else if (is_unix) {
     // The system deals connections out among the listeners of a port, but a file has only one.
     listener.file = std::make_shared<SocketFile>();
@@ -206,11 +217,13 @@ void Server::start_custom(const Listener& listener) {
   CustomListener::OnConnection take = [self = shared_from_this(), options = listener.options,
                                        endpoint = listener.endpoint](std::unique_ptr<Connection> connection,
                                                                      std::string name) {
+    if (!connection)
+      return self->post_accept_failure(Error(Errc::handshake_failed, "the transport gave no connection"));
     self->deal_out({.connection = std::move(connection)},
                    {.transport = endpoint.transport, .path = std::move(name), .scheme = endpoint.scheme}, options);
   };
-  CustomListener::OnFailure failed = [self = shared_from_this(), shard = shard.get()](Error error) {
-    self->accept_failed(*shard, std::move(error));
+  CustomListener::OnFailure failed = [self = shared_from_this()](Error error) {
+    self->post_accept_failure(std::move(error));
   };
   shard->post([self = shared_from_this(), custom = listener.custom, take = std::move(take),
                failed = std::move(failed)]() mutable {
@@ -229,9 +242,16 @@ void Server::deal_out(Link link, Peer peer, const std::shared_ptr<const Listener
     to.post([self = shared_from_this(), to = &to, options, link = std::move(link), peer = std::move(peer)]() mutable {
       if (self->is_running()) self->accepted(*to, std::move(link), std::move(peer), options);
     });
-  } catch (const std::bad_alloc& exception) {
-    no_memory(to, exception);
+  } catch (const std::bad_alloc&) {
+    post_accept_failure(make_error_code(boost::system::errc::not_enough_memory));
   }
+}
+
+void Server::post_accept_failure(Error error) {
+  auto& shard = shards_.front();
+  insist([&] {
+    shard->post([self = shared_from_this(), shard = shard.get(), error] { self->accept_failed(*shard, error); });
+  });
 }
 
 void Server::accept_failed(Shard& shard, Error error) noexcept {
@@ -583,7 +603,7 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   shards_draining_ = shards_left_ = shards_.size();
   stop_by_ = Clock::now() + drain;
   if (run_context_ != nullptr) run_context_->stop();
-  const auto listeners = listeners_;
+  const auto listeners = ran ? listeners_ : std::exchange(listeners_, {});
   lock.unlock();
   for (const auto& listener : listeners) {
     if (listener.file) listener.file->remove();
@@ -762,12 +782,13 @@ void Server::finish_shards() {
 
 void Server::shard_finished() {
   std::vector<StopWaiter> waiters;
+  std::vector<Listener> listeners;  // which may be a user's code: not to be destroyed under the lock
   StopReport report;
   {
     const std::lock_guard lock(mutex_);
     if (--shards_left_ != 0) return;
     state_ = State::stopped;
-    listeners_.clear();
+    listeners.swap(listeners_);
     waiters.swap(stop_waiters_);
     report = report_;
     changed_.notify_all();

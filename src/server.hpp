@@ -99,8 +99,9 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   void deal_out(Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
   /// On `shard`, from whatever shard it was accepted on. `link`: a socket, or a connection without one.
   void accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
-  /// Any thread.
   void accept_failed(Shard& shard, Error error) noexcept;
+  /// The same from any thread.
+  void post_accept_failure(Error error);
   /// It has a place, and no handshake is left to do.
   void connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept;
   void handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept;

@@ -64,6 +64,8 @@ std::vector<SessionPtr> SessionRegistry::all() const {
   std::vector<SessionPtr> sessions;
   sessions.reserve(size() + 16);
   sessions_.for_each([&sessions](SessionId, const SessionPtr& session) { sessions.push_back(session); });
+  // In a simulation, where all is to come in the same order again, whatever numbers the sessions have.
+  if (Clock::manual != nullptr) std::ranges::sort(sessions, {}, [](const SessionPtr& one) { return one->id(); });
   return sessions;
 }
 

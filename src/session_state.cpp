@@ -725,7 +725,7 @@ bool SessionState::shut_down() {
 /// Nothing can be said through it any more; but what it has told the peer of the reason should not be lost by a reset,
 /// so the socket ends as any other.
 void SessionState::connection_failed() {
-  const Error error = link_.connection->error();
+  const Error error = link_.connection->error() ? link_.connection->error() : Error(Errc::connection_lost);
   const bool lost = error.code.category() == boost::system::system_category();
   awaits_peers_end_ = link_.socket && link_.connection->awaits_peers_end();
   link_.connection.reset();
@@ -834,6 +834,7 @@ void SessionState::open() {
 
 void SessionState::refuse() noexcept {
   finished_ = true;
+  if (watching_read_) link_.end_watch(shard_->poller(), *this);
   release_actor();
   open_.store(false, std::memory_order_release);
   protocol_.abort(Error(Errc::refused));
@@ -930,6 +931,10 @@ void SessionState::on_ready(bool readable, bool writable, bool broken) {
   try {
     if (readable && protocol_.wants_read()) {
       read_once();
+    } else if (readable && link_.ready) {
+      // It says so only once: it is asked again when the session reads.
+      watching_read_ = false;
+      link_.change_watch(shard_->poller(), *this, false, watching_write_);
     } else if (broken) {
       int code = 0;
       socklen_t size = sizeof code;

@@ -360,6 +360,8 @@ void Shard::close_inbox() noexcept {
   backlog_ = inbox_.close();
   run_backlog(all);
   for (ReadyState* next = ready_.close(); next != nullptr;) std::exchange(next, next->next)->discard();
+  // Whoever got something in before may still be about to wake us, and the context must not go meanwhile.
+  for (unsigned left; (left = wakers_.load()) != 0;) wakers_.wait(left);
 }
 
 void Shard::arm() noexcept {

@@ -26,16 +26,19 @@ using Clock = Simulation::Clock;
 /// The time of the thread, from the first member of a simulation to the last.
 class TimeOfThread {
  public:
-  TimeOfThread() : before_(std::exchange(Clock::manual, &time_)) {}
-  ~TimeOfThread() { Clock::manual = before_; }
+  TimeOfThread() {
+    if (Clock::manual != nullptr) throw Exception(Error(Errc::wrong_state, "the thread has another simulation"));
+    Clock::manual = &time_;
+  }
+  ~TimeOfThread() { Clock::manual = nullptr; }
   TimeOfThread(const TimeOfThread&) = delete;
   TimeOfThread& operator=(const TimeOfThread&) = delete;
 
   detail::ManualTime* operator->() noexcept { return &time_; }
+  [[nodiscard]] bool is_here() const noexcept { return Clock::manual == &time_; }
 
  private:
   detail::ManualTime time_{.now = Clock::time_point(std::chrono::hours(24))};
-  detail::ManualTime* before_;
 };
 
 struct Simulation::Core {
@@ -71,9 +74,9 @@ struct Simulation::Core {
   }
   /// Has Asio look which timers are due, which it does not do by itself when the time is set, and tell us of the next.
   void check_timers() {
-    bool checked = false;
+    checked = false;
     kick.expires_at(time->now - std::chrono::hours(1));  // before any other
-    kick.async_wait([&checked](const error_code&) { checked = true; });
+    kick.async_wait([this](const error_code& error) { checked = checked || !error; });
     time->next = Clock::time_point::max();
     while (!checked) {
       context.restart();
@@ -82,7 +85,21 @@ struct Simulation::Core {
     run();
   }
 
+  /// The connection of that client, both ways; false if there is none.
+  bool cut(std::string_view client) {
+    bool found = false;
+    const auto [first, last] = pipes.equal_range(client);
+    for (auto one = first; one != last; ++one) {
+      if (const auto pipe = one->second.lock()) {
+        pipe->deliver_end(true);
+        found = true;
+      }
+    }
+    return found;
+  }
+
   TimeOfThread time;
+  bool checked = false;
   std::mt19937_64 numbers;
   Faults faults;
   SimulationStats stats;
@@ -101,10 +118,11 @@ class SimulatedFaults final : public detail::PipeFaults {
  public:
   using Core = Simulation::Core;
 
-  explicit SimulatedFaults(std::weak_ptr<Core> core) noexcept : core_(std::move(core)) {}
+  SimulatedFaults(std::weak_ptr<Core> core, std::string client) noexcept
+      : core_(std::move(core)), client_(std::move(client)) {}
 
   std::size_t room(const std::shared_ptr<Pipe>& pipe, std::size_t room) override {
-    const auto core = core_.lock();
+    const auto core = simulation();
     if (!core) return room;
     if (Clock::now() < stalled_until_) return 0;
     if (std::exchange(halved_, false)) {
@@ -125,8 +143,11 @@ class SimulatedFaults final : public detail::PipeFaults {
   }
 
   void push(const std::shared_ptr<Pipe>& pipe, std::span<const std::byte> bytes) override {
-    const auto core = core_.lock();
-    if (!core) return pipe->lose(bytes.size());
+    const auto core = simulation();
+    if (!core) {
+      auto block = block_of(bytes);
+      return pipe->deliver(block);
+    }
     while (!bytes.empty()) {
       std::size_t count = 0;
       if (left_ != 0) {
@@ -148,7 +169,7 @@ class SimulatedFaults final : public detail::PipeFaults {
   }
 
   void end(const std::shared_ptr<Pipe>& pipe, bool cut) override {
-    const auto core = core_.lock();
+    const auto core = simulation();
     if (!core) return pipe->deliver_end(cut);
     if (ended_) return;
     if (held_ != 0) arrive(*core, pipe, std::span(header_).first(std::exchange(held_, 0)));
@@ -157,6 +178,18 @@ class SimulatedFaults final : public detail::PipeFaults {
 
  private:
   static constexpr std::size_t endless = ~std::size_t{0};
+
+  /// Null on other threads, which are not part of it, and once it has gone.
+  [[nodiscard]] std::shared_ptr<Core> simulation() const {
+    auto core = core_.lock();
+    return core && core->time.is_here() ? core : nullptr;
+  }
+
+  static protocol::OutboundBlock block_of(std::span<const std::byte> bytes) {
+    protocol::OutboundBlock block{wire::Buffer(bytes.size()), {}, 0, bytes.size()};
+    std::memcpy(block.own.data(), bytes.data(), bytes.size());
+    return block;
+  }
 
   void stall(Core& core, const std::shared_ptr<Pipe>& pipe, std::chrono::microseconds longest) {
     stalled_until_ = Clock::now() + core.between(std::chrono::microseconds(1), longest);
@@ -189,12 +222,14 @@ class SimulatedFaults final : public detail::PipeFaults {
     if (until_cut_ != 0) return;
     pipe->lose(bytes.size() - whole);
     ++core.stats.cuts;
-    finish(core, pipe, true);
+    ended_ = true;
+    in_turn(core, pipe, [weak = core_, client = client_](Pipe&) {
+      if (const auto alive = weak.lock()) alive->cut(client);
+    });
   }
 
   void arrive(Core& core, const std::shared_ptr<Pipe>& pipe, std::span<const std::byte> bytes) {
-    protocol::OutboundBlock block{wire::Buffer(bytes.size()), {}, 0, bytes.size()};
-    std::memcpy(block.own.data(), bytes.data(), bytes.size());
+    auto block = block_of(bytes);
     in_turn(core, pipe,
             [block = std::make_shared<protocol::OutboundBlock>(std::move(block))](Pipe& to) { to.deliver(*block); });
   }
@@ -215,6 +250,7 @@ class SimulatedFaults final : public detail::PipeFaults {
   }
 
   const std::weak_ptr<Core> core_;
+  const std::string client_;
   std::array<std::byte, wire::header_size> header_;
   std::size_t held_ = 0;  // of the header
   std::size_t left_ = 0;  // of the packet
@@ -252,9 +288,10 @@ Error check(const Faults& faults) {
 Simulation::Simulation(std::uint64_t seed) : core_(std::make_shared<Core>(seed)) {
   core_->made.emplace([core = std::weak_ptr(core_)](const std::string& client, const std::shared_ptr<Pipe>& pipe) {
     const auto alive = core.lock();
+    if (!alive) return;  // it is just going
     std::erase_if(alive->pipes, [](const auto& entry) { return entry.second.expired(); });
     alive->pipes.emplace(client, pipe);
-    pipe->set_faults(std::make_unique<SimulatedFaults>(core));
+    pipe->set_faults(std::make_unique<SimulatedFaults>(core, client));
   });
 }
 
@@ -273,7 +310,7 @@ void Simulation::run() {
 }
 
 void Simulation::advance(Clock::duration time) {
-  const auto until = now() + time;
+  const auto until = now() + std::clamp(time, Clock::duration{0}, Clock::time_point::max() - now());
   run();
   while (step(until)) {
   }
@@ -293,15 +330,7 @@ void Simulation::set_faults(const Faults& faults) {
 }
 
 bool Simulation::cut(const Endpoint& client) {
-  bool found = false;
-  const auto [first, last] = core_->pipes.equal_range(client.path);
-  for (auto one = first; one != last; ++one) {
-    if (const auto pipe = one->second.lock()) {
-      pipe->deliver_end(true);
-      found = true;
-    }
-  }
-  return found;
+  return core_->cut(client.path);
 }
 
 SimulationStats Simulation::stats() const noexcept {

@@ -15,6 +15,7 @@ class Scripted final : public CustomTransport {
     std::function<void()> read = {};
     bool throws_on_connect = false;
     bool answers = true;
+    bool gives_nothing = false;
   };
 
   class Link final : public Connection {
@@ -58,6 +59,10 @@ class Scripted final : public CustomTransport {
   }
   std::shared_ptr<void> connect(std::string_view, const detail::asio::any_io_executor&, Connected connected) override {
     if (plan.throws_on_connect) throw std::runtime_error("a transport that throws");
+    if (plan.gives_nothing) {
+      connected({}, nullptr);
+      return nullptr;
+    }
     if (plan.answers) {
       connected({}, std::make_unique<Link>(plan));
       return nullptr;
@@ -182,6 +187,25 @@ TEST(CustomTransport, HandshakeThatFailsSaysWhyAtBothEnds) {
   EXPECT_NE(server.errors.at(0).text.find("scripted-fail"), std::string::npos) << server.errors.at(0).text;
   EXPECT_TRUE(wait_until([&] { return server.transport.stats().handshake_failures == 1; }));
   EXPECT_EQ(server.came.size(), 0U);
+}
+
+TEST(CustomTransport, NeitherErrorNorConnectionIsAnErrorAllTheSame) {
+  const auto transport = registered("scripted-nothing");
+  transport->plan.gives_nothing = true;
+  ClientTransport client;
+  Error error;
+  client.connect("scripted-nothing://x", error);
+  EXPECT_EQ(error.code, Errc::handshake_failed);
+  transport->plan = {.handshake = [](Error&) { return Connection::Status::failed; }};
+  client.connect("scripted-nothing://x", error);
+  EXPECT_EQ(error.code, Errc::handshake_failed);
+  TestServer server;
+  server.transport.listen(custom("scripted-nothing", "x"));
+  server.transport.start();
+  (void)transport->started.at(0);
+  transport->accept(nullptr, "nobody");
+  EXPECT_EQ(server.errors.at(0).code, Errc::handshake_failed);
+  EXPECT_EQ(server.transport.stats().accept_failures, 1U);
 }
 
 TEST(CustomTransport, HandshakeThatStallsFreesItsPlaceAtTheTimeout) {

@@ -3,7 +3,10 @@
 
 #include "support/fixture.hpp"
 
+#include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <deque>
+#include <msgtrans/session/session_actor.hpp>
 
 namespace msgtrans::test {
 namespace {
@@ -112,6 +115,59 @@ TEST(InProcess, BothEndsMayLiveOnOneThread) {
   context.run_for(patience);
   EXPECT_EQ(answered, 1000);
   EXPECT_EQ(server.ends.size(), 1U);
+}
+
+detail::asio::awaitable<void> answer_with_much(SessionActor actor) {
+  const std::string much(2 * 1024 * 1024, 'x');
+  for (;;) {
+    auto message = co_await actor.receive();
+    if (!message) co_return;
+    message->respond(much);
+  }
+}
+
+TEST(InProcess, AnswersOverTheWholeBudgetDoNotMakeASessionDeaf) {
+  TestServer server({.shards = 1});
+  server.transport.on_session(answer_with_much);
+  server.endpoint = server.transport.listen(in_process(unused_name()));
+  server.transport.start();
+  ClientTransport client;
+  client.connect(server.url());
+  std::deque<Answer> answers;
+  for (int i = 0; i < 200; ++i) {
+    while (answers.size() >= 4) {
+      const auto [code, reply] = in_time(answers.front());
+      ASSERT_FALSE(code) << code.message();
+      ASSERT_EQ(reply.payload().size(), 2U * 1024 * 1024);
+      answers.pop_front();
+    }
+    answers.push_back(ask(client, "more", {.timeout = patience}));
+  }
+  for (auto& answer : answers) EXPECT_FALSE(in_time(answer).first);
+}
+
+TEST(InProcess, FewBytesInLargeBlocksDoNotPileUp) {
+  const auto pipe = std::make_shared<detail::Pipe>();
+  std::size_t bytes = 0;
+  bool exact = false;
+  std::size_t written = 0;
+  while (pipe->room(bytes, exact) == Connection::Status::done) {
+    protocol::OutboundBlock block{wire::Buffer(64 * 1024), {}, 0, 600};
+    std::fill_n(block.own.data(), 600, std::byte{1});
+    pipe->push(block);
+    EXPECT_TRUE(block.own.capacity() != 0 || written == 0) << "it was kept";
+    written += 600;
+  }
+  std::size_t held = 0, read = 0;
+  bool more = true;
+  while (more) {
+    protocol::OutboundBlock block;
+    ASSERT_EQ(pipe->take(block, more), Connection::Status::done);
+    held += block.own.capacity();
+    read += block.bytes().size();
+  }
+  EXPECT_EQ(read, written);
+  EXPECT_LE(held, 2 * detail::Pipe::capacity);
 }
 
 TEST(InProcess, LargeBroadcastIsSharedByAllItsSessionsAndArrivesWhole) {

@@ -47,8 +47,8 @@ class ReadySignal {
 ///
 ///     attach, handshake... -> (read | write | flush)... -> shut_down... ;   destroyed at any time
 ///
-/// Destroyed without `shut_down` the connection has been cut: the peer should see that. What throws ends the session as
-/// if there were no memory.
+/// Destroyed without `shut_down` the connection has been cut: the peer should see an end, and if bytes were lost a
+/// failure. A std::exception that is thrown ends the session as if there were no memory.
 class Connection {
  public:
   enum class Status : std::uint8_t {
@@ -107,8 +107,7 @@ class Connection {
   /// have to be flushed. Called when it is due and the session reads.
   virtual Status keep_alive(protocol::TimePoint) { return Status::done; }
 
-  /// After `failed`. One of the system's category says that the connection is lost; any other lets what was written
-  /// before still reach the peer, as a socket's orderly end would.
+  /// After `failed`.
   [[nodiscard]] const Error& error() const noexcept { return error_; }
 
  protected:

@@ -13,8 +13,9 @@ namespace msgtrans {
 
 struct ListenOptions;
 
-/// Where a custom transport accepts connections. Destroyed when the server stops, or after a `listen` that failed;
-/// then none of its calls is under way.
+/// Where a custom transport accepts connections. Destroyed when the server has stopped, or after a `listen` that failed,
+/// on any thread, without `stop` if it was never started or the executor's context has gone. No call of it is under way
+/// then; those that it makes must have ended when its destructor returns.
 class CustomListener {
  public:
   /// Takes a connection, with the name of the peer that `Session::peer()` is to give as its path. Any thread, also
@@ -34,7 +35,8 @@ class CustomListener {
   /// `executor`, which is one of the server's.
   virtual void start(const detail::asio::any_io_executor& executor, OnConnection on_connection,
                      OnFailure on_failure) = 0;
-  /// Accepts no more, and hands nothing over once it has returned. Called at most once, on the same executor.
+  /// Accepts no more, and hands nothing over once it has returned. Called at most once, on the same executor; also if
+  /// it was not started.
   virtual void stop() noexcept = 0;
 };
 
