@@ -14,7 +14,6 @@
 namespace example {
 
 using Descriptor = boost::asio::posix::stream_descriptor;
-
 inline msgtrans::error_code last_error() {
   return {errno, boost::system::system_category()};
 }
@@ -25,12 +24,13 @@ class PipeConnection final : public msgtrans::Connection {
  public:
   PipeConnection(int in, int out, std::string name) : in_(in), out_(out), name_(std::move(name)) {}
   ~PipeConnection() override {
-    if (in_ >= 0) ::close(in_), ::close(out_);  // never attached
+    if (in_ >= 0) ::close(in_);  // never attached
+    if (out_ >= 0) ::close(out_);
   }
   [[nodiscard]] const std::string& name() const { return name_; }
   void attach(msgtrans::ReadySignal signal) override {
-    reader_.emplace(signal.executor(), std::exchange(in_, -1));
-    writer_.emplace(signal.executor(), std::exchange(out_, -1));
+    reader_.emplace(signal.executor(), in_), in_ = -1;
+    writer_.emplace(signal.executor(), out_), out_ = -1;
     signal_ = std::move(signal);
   }
   Status read(std::span<std::byte> into, std::size_t& count) override {

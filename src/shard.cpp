@@ -206,15 +206,15 @@ void Shard::join() {
   }
 }
 
-void Shard::touch(SessionState& session) {
+void Shard::touch(SessionState& session) noexcept {
   if (session.touched || session.finished()) return;
-  touched_.emplace_back(&session);
+  insist([&] { touched_.emplace_back(&session); });
   session.touched = true;
 }
 
-void Shard::touch_later(SessionState& session) {
+void Shard::touch_later(SessionState& session) noexcept {
   if (session.touched || session.finished()) return;
-  touched_later_.emplace_back(&session);
+  insist([&] { touched_later_.emplace_back(&session); });
   session.touched = true;
 }
 

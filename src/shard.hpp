@@ -200,9 +200,9 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// True if everything sent so far has taken effect: then what is done directly keeps its place in the order.
   [[nodiscard]] bool caught_up() const noexcept { return !running_commands_ && backlog_ == nullptr && inbox_.empty(); }
   /// Asks for `SessionState::settle` at the end of the outermost scope.
-  void touch(SessionState& session);
+  void touch(SessionState& session) noexcept;
   /// The same when the others that were touched, and the commands that were sent, have had their turn. From `settle`.
-  void touch_later(SessionState& session);
+  void touch_later(SessionState& session) noexcept;
 
   /// Calls `f` at that time, once, unless the shard ends before.
   void run_at(TimePoint when, std::function<void()> f);
