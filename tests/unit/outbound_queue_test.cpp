@@ -250,7 +250,9 @@ class Pair {
     });
     ASSERT_LE(taken.size(), stream.size());
     ASSERT_TRUE(std::equal(taken.begin(), taken.end(), stream.begin())) << "not the bytes that are next";
-    if (exact) ASSERT_EQ(taken.size(), std::min(most, stream.size()));
+    if (exact) {
+      ASSERT_EQ(taken.size(), std::min(most, stream.size()));
+    }
     ASSERT_GE(taken.size(), std::min(most, stream.size()));
     expect_written(done, model.consume(taken.size()));
   }
