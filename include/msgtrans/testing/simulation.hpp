@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <msgtrans/detail/asio.hpp>
+#include <msgtrans/detail/clock.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 
 namespace msgtrans::testing {
