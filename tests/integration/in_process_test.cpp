@@ -15,6 +15,11 @@ const error_code in_use(EADDRINUSE, boost::system::system_category());
 const error_code refused(ECONNREFUSED, boost::system::system_category());
 const error_code reset(ECONNRESET, boost::system::system_category());
 
+void start(TestServer& server) {
+  server.endpoint = server.transport.listen(in_process(unused_name()));
+  server.transport.start();
+}
+
 TEST(InProcess, NameThatIsTakenCannotBeListenedOnUntilItIsFree) {
   const auto name = in_process(unused_name());
   std::string text;
@@ -39,8 +44,7 @@ TEST(InProcess, NameOfNobodyRefusesAndSaysWhich) {
 TEST(InProcess, NameIsFreeAsSoonAsTheServerStops) {
   TestServer server;
   server.echo();
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   ClientTransport client;
   client.connect(server.url());
   server.transport.stop(5s);
@@ -68,8 +72,7 @@ TEST(InProcess, ClientsOfAServerThatNeverRanSeeTheEnd) {
 TEST(InProcess, PeersAreNamedByServerAndNumber) {
   TestServer server;
   server.echo();
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   ClientTransport client;
   client.connect(server.url());
   EXPECT_EQ(client.request("x").text(), "x");
@@ -80,8 +83,7 @@ TEST(InProcess, PeersAreNamedByServerAndNumber) {
 
 TEST(InProcess, BoundsWhatIsUnderWayToAPeerThatDoesNotRead) {
   TestServer server({.session = {.outbound_bytes = 100'000}});
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   RawPeer peer(server.endpoint);
   Session session = server.session();
   const std::size_t taken = fill(session, std::string(1000, 'x'));
@@ -97,8 +99,7 @@ TEST(InProcess, BothEndsMayLiveOnOneThread) {
   detail::asio::io_context context(1);
   TestServer server({.executors = {context.get_executor()}});
   server.echo();
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   ClientTransport client({.executor = context.get_executor()});
   int answered = 0;
   client.async_connect(server.url(), [&](error_code code) {
@@ -129,8 +130,7 @@ detail::asio::awaitable<void> answer_with_much(SessionActor actor) {
 TEST(InProcess, AnswersOverTheWholeBudgetDoNotMakeASessionDeaf) {
   TestServer server({.shards = 1});
   server.transport.on_session(answer_with_much);
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   ClientTransport client;
   client.connect(server.url());
   std::deque<Answer> answers;
@@ -172,8 +172,7 @@ TEST(InProcess, FewBytesInLargeBlocksDoNotPileUp) {
 
 TEST(InProcess, LargeBroadcastIsSharedByAllItsSessionsAndArrivesWhole) {
   TestServer server({.session = {.outbound_bytes = 8'000'000}});
-  server.endpoint = server.transport.listen(in_process(unused_name()));
-  server.transport.start();
+  start(server);
   std::vector<std::unique_ptr<RawPeer>> peers;
   for (int i = 0; i < 5; ++i) peers.push_back(std::make_unique<RawPeer>(server.endpoint));
   (void)server.came.at(4);

@@ -25,7 +25,6 @@
 #include <unistd.h>
 #include <utility>
 #include <vector>
-#include <zlib.h>
 
 namespace msgtrans::detail {
 namespace {
@@ -33,6 +32,7 @@ namespace {
 using namespace std::chrono_literals;
 using wire::test::Bytes;
 using wire::test::bytes_of;
+using wire::test::deflated;
 using wire::test::from_hex;
 using wire::test::random_bytes;
 using wire::test::random_stream;
@@ -1354,21 +1354,6 @@ struct RawDeflating {
   Sockets sockets;
   std::unique_ptr<WebSocketConnection> server;
 };
-
-/// The payload of a compressed message, by zlib itself.
-std::string deflated(const Bytes& bytes) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
-  Bytes out(bytes.size() + bytes.size() / 1000 + 100);
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_SYNC_FLUSH), Z_OK);
-  out.resize(stream.total_out - 4);
-  deflateEnd(&stream);
-  return to_hex(out);
-}
 
 TEST(WebSocketDeflate, PacketsCutAnywherePassTinySocketBuffers) {
   for (std::uint32_t seed = 0; seed < 24; ++seed) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <msgtrans/wire/decoder.hpp>
 #include <msgtrans/wire/encoder.hpp>
 #include <msgtrans/wire/header.hpp>
@@ -11,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <vector>
+#include <zlib.h>
 
 namespace msgtrans::wire::test {
 
@@ -38,6 +40,21 @@ inline std::string to_hex(std::span<const std::byte> bytes) {
     out += digits[std::to_integer<unsigned>(b) & 15];
   }
   return out;
+}
+
+/// The payload of a compressed WebSocket message, by zlib itself and as small as can be; hexadecimal.
+inline std::string deflated(const Bytes& bytes) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
+  Bytes out(bytes.size() + bytes.size() / 1000 + 100);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&stream, Z_SYNC_FLUSH), Z_OK);
+  out.resize(stream.total_out - 4);
+  deflateEnd(&stream);
+  return to_hex(out);
 }
 
 inline Bytes bytes_of(std::string_view text) {

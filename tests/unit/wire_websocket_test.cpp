@@ -429,21 +429,6 @@ std::string stored(const std::string& hex) {
   return "00" + to_hex(lengths) + hex + "00";
 }
 
-/// By zlib itself: what a peer may do that compresses as well as can be.
-std::string deflated(const Bytes& bytes) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
-  Bytes out(bytes.size() + 100);
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_SYNC_FLUSH), Z_OK);
-  out.resize(stream.total_out - 4);
-  deflateEnd(&stream);
-  return to_hex(out);
-}
-
 /// A frame whose payload is that, not masked.
 std::string framed_as(std::string_view first, const std::string& hex) {
   const std::size_t size = hex.size() / 2;

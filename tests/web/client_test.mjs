@@ -21,6 +21,7 @@ import {
   encodePacket,
   nextMessageId,
 } from '../../examples/web/msgtrans.js';
+import { Queue } from './waiting.mjs';
 
 const [ONE_WAY, REQUEST, RESPONSE] = [0, 1, 2];
 const LIMIT = 16 * 1024 * 1024;
@@ -154,36 +155,10 @@ class NodeWebSocket {
   }
 }
 
-/** Something that comes one after the other and is waited for. */
-class Queue {
-  #items = [];
-  #waiting = [];
-  push(item) {
-    const waiting = this.#waiting.shift();
-    if (waiting) waiting(item);
-    else this.#items.push(item);
-  }
-  get length() {
-    return this.#items.length;
-  }
-  async next(what = 'something') {
-    if (this.#items.length) return this.#items.shift();
-    let timer;
-    const deadline = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`${what} did not come within 5 s`)), 5000);
-    });
-    try {
-      return await Promise.race([new Promise((resolve) => this.#waiting.push(resolve)), deadline]);
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-}
-
 /** The server's end of one connection. */
 class Peer {
-  packets = new Queue();
-  ended = new Queue();
+  packets = new Queue(5000);
+  ended = new Queue(5000);
   constructor(socket, head, request) {
     this.socket = socket;
     this.offered = request.headers['sec-websocket-protocol'];
@@ -219,7 +194,7 @@ class Peer {
 }
 
 class Server {
-  peers = new Queue();
+  peers = new Queue(5000);
   #all = new Set();
   #http = http.createServer((_, response) => response.writeHead(426).end());
   static async start(t, port = 0) {
@@ -260,7 +235,7 @@ function newClient(t, url, options = {}) {
   const client = new Client(url, { WebSocket: globalThis.WebSocket ?? NodeWebSocket, ...options });
   for (const event of ['open', 'close', 'message', 'reconnecting', 'error']) {
     const name = event === 'close' ? 'close_' : event; // beside the method
-    client[name] = new Queue();
+    client[name] = new Queue(5000);
     client.on(event, (value) => client[name].push(value));
   }
   t.after(() => client.close());
@@ -960,7 +935,7 @@ test('it reconnects after a protocol error too, and goes on trying until the ser
   while (client.state !== 'open') await client.open.next();
   await roundTrip(client, newPeer);
   // now it was a success: the delays begin again, whatever failed between
-  client.reconnecting = new Queue();
+  client.reconnecting = new Queue(5000);
   newPeer.cut();
   assert.equal((await client.reconnecting.next()).attempt, 1);
 });

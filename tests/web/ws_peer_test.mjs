@@ -16,6 +16,7 @@ import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import { Client, decodePacket, encodePacket } from '../../examples/web/msgtrans.js';
+import { Queue, within } from './waiting.mjs';
 
 const [tool] = process.argv.slice(2);
 if (!tool) {
@@ -36,34 +37,6 @@ const MIB = 1024 * 1024;
 // the ends of the lengths of frames, and those of packets in them
 const SIZES = [0, 1, 109, 110, 125, 126, 65519, 65520, 65535, 65536, 100_000, MIB - 16, MIB - 1, MIB];
 const LIMIT = 16 * MIB;
-
-// ---- waiting: for a thing, with a deadline ----
-
-async function within(what, promise) {
-  let timer;
-  const deadline = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`not within 10 s: ${what}`)), 10_000);
-  });
-  return Promise.race([promise, deadline]).finally(() => clearTimeout(timer));
-}
-
-/** Something that comes one after the other and is waited for. */
-class Queue {
-  #items = [];
-  #waiting = [];
-  push(item) {
-    const waiting = this.#waiting.shift();
-    if (waiting) waiting(item);
-    else this.#items.push(item);
-  }
-  get length() {
-    return this.#items.length;
-  }
-  next(what) {
-    if (this.#items.length) return this.#items.shift();
-    return within(what, new Promise((resolve) => this.#waiting.push(resolve)));
-  }
-}
 
 // ---- the tool ----
 
