@@ -62,6 +62,8 @@ Error validate(const SessionOptions& options) {
   check.duration("request_timeout", options.request_timeout);
   check.duration("first_packet_timeout", options.first_packet_timeout);
   check.duration("idle_timeout", options.idle_timeout);
+  check.duration("heartbeat_interval", options.heartbeat_interval);
+  check.range("max_missed_heartbeats", options.max_missed_heartbeats, 1, 1000);
   check.duration("read_stall_timeout", options.read_stall_timeout);
   check.duration("write_stall_timeout", options.write_stall_timeout);
   check.duration("close_timeout", options.close_timeout, false);

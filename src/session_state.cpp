@@ -1155,6 +1155,11 @@ void SessionState::expired() {
     unacknowledged_ = now;
   }
   protocol_.expire(shard_->now());
+  try {
+    protocol_.send_heartbeat(shard_->now());
+  } catch (const std::bad_alloc&) {
+    protocol_.abort(make_error_code(boost::system::errc::not_enough_memory));
+  }
   expire_waiting();
   keep_alive();
   shard_->touch(*this);

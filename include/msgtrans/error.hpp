@@ -45,6 +45,7 @@ enum class Errc {
   handshake_timeout,     ///< connected, but TLS or WebSocket was not agreed upon in time
   handshake_failed,      ///< TLS or WebSocket could not be agreed upon; the text says why
   idle_timeout,          ///< no packet either way for the idle time
+  peer_silent,           ///< nothing came from the peer, not even heartbeats
   read_stalled,          ///< the peer began a packet and sent no byte of it for the stall deadline
   write_stalled,         ///< the peer took no byte for the stall deadline
   slow_consumer,         ///< its outbound queue was full and the policy says close

@@ -40,8 +40,15 @@ struct SessionOptions {
   std::chrono::milliseconds request_timeout{10'000};
   /// From accepting the connection to the end of its first whole packet.
   std::chrono::milliseconds first_packet_timeout{10'000};
-  /// No packet either way.
+  /// No packet either way; heartbeats are none.
   std::chrono::milliseconds idle_timeout{0};
+  /// A heartbeat, for transports that have none of their own (WebSocket pings): an end that has sent nothing for that
+  /// long sends an empty one-way packet of `heartbeat_biz_type`. Such packets are not handed to anybody, if both ends
+  /// have this option; set it at both, to about the same. Not with a `biz_type` that the application uses.
+  std::chrono::milliseconds heartbeat_interval{0};
+  std::uint8_t heartbeat_biz_type = 255;
+  /// The session ends with `Errc::peer_silent` when nothing has come for one interval more than that many. 1 to 1000.
+  std::uint32_t max_missed_heartbeats = 2;
   /// A packet has begun to arrive, and no byte of it for this long.
   std::chrono::milliseconds read_stall_timeout{30'000};
   /// Something is to be written, and the peer takes no byte of it for this long.

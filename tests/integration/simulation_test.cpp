@@ -81,6 +81,33 @@ TEST(Simulation, LetsHoursPassInMilliseconds) {
   EXPECT_LT(std::chrono::steady_clock::now() - begun, patience);
 }
 
+TEST(Simulation, HeartbeatsKeepAQuietSessionAndFindADeadPeer) {
+  constexpr SessionOptions options{.first_packet_timeout = 0ms, .heartbeat_interval = 10s};
+  World world(1, options);
+  auto& client = world.connect({.session = options});
+  world.simulation.advance(1h);
+  EXPECT_TRUE(client.is_connected());
+  EXPECT_EQ(world.trace.str().find("got"), std::string::npos) << "a heartbeat was handed out";
+  EXPECT_GE(world.simulation.stats().packets, 2 * 359U);
+  world.simulation.set_faults({.drop = 1});
+  const auto begun = world.simulation.now();
+  EXPECT_TRUE(world.simulation.run_until([&] { return !world.went.empty(); }, 1h));
+  EXPECT_GE(world.simulation.now() - begun, 20s);
+  EXPECT_LE(world.simulation.now() - begun, 32s);
+  EXPECT_EQ(world.reasons, std::vector<error_code>{Errc::peer_silent});
+  world.simulation.advance(40s);
+  EXPECT_FALSE(client.is_connected());
+}
+
+TEST(Simulation, HeartbeatsOfOneEndAloneAreMessagesToTheOther) {
+  World world(1, {.first_packet_timeout = 0ms});
+  world.connect({.session = {.first_packet_timeout = 0ms, .heartbeat_interval = 10s}});
+  world.simulation.advance(11s);
+  EXPECT_NE(world.trace.str().find("server got"), std::string::npos);
+  world.simulation.advance(1min);
+  EXPECT_EQ(world.went.size(), 1U) << "nothing came back";
+}
+
 TEST(Simulation, TimesARequestOutAtItsTimeAndNotBefore) {
   World world;
   auto& client = world.connect();

@@ -98,6 +98,9 @@ std::vector<OptionCase> option_cases() {
       {"request_timeout", milliseconds(&SessionOptions::request_timeout), 0, year, any64, off_to_year},
       {"first_packet_timeout", milliseconds(&SessionOptions::first_packet_timeout), 0, year, any64, off_to_year},
       {"idle_timeout", milliseconds(&SessionOptions::idle_timeout), 0, year, any64, off_to_year},
+      {"heartbeat_interval", milliseconds(&SessionOptions::heartbeat_interval), 0, year, any64, off_to_year},
+      {"max_missed_heartbeats", number(&SessionOptions::max_missed_heartbeats), 1, 1000, any32,
+       "must be from 1 to 1000"},
       {"read_stall_timeout", milliseconds(&SessionOptions::read_stall_timeout), 0, year, any64, off_to_year},
       {"write_stall_timeout", milliseconds(&SessionOptions::write_stall_timeout), 0, year, any64, off_to_year},
       {"close_timeout", milliseconds(&SessionOptions::close_timeout), 1, year, any64, "must be from 1 ms to a year"},
@@ -105,7 +108,7 @@ std::vector<OptionCase> option_cases() {
 }
 
 bool is_duration(const OptionCase& option) {
-  return std::string_view(option.name).ends_with("_timeout");
+  return std::string_view(option.name).ends_with("_timeout") || std::string_view(option.name).ends_with("_interval");
 }
 
 void expect_refused(const OptionCase& option, std::int64_t value) {

@@ -607,6 +607,114 @@ TEST(SessionProtocolDeadlines, IdleRunsFromTheLastPacketEitherWay) {
   expect_ends_exactly_at(owner, start + 160s, Errc::idle_timeout, Phase::closing);
 }
 
+Bytes heartbeat(std::uint8_t biz_type = 255, const Bytes& payload = {}) {
+  wire::Header header;
+  header.biz_type = biz_type;
+  header.message_id = 1;
+  Bytes out;
+  wire::append_packet(out, header, {}, payload);
+  return out;
+}
+
+TEST(SessionProtocolHeartbeat, IsSentWhenNothingElseWasForAnInterval) {
+  auto options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  options.max_missed_heartbeats = 1000;
+  Owner owner(options);
+  EXPECT_EQ(owner.session.deadline(), start + 10s);
+  owner.now += 9s;
+  owner.session.send_heartbeat(owner.now);
+  EXPECT_TRUE(owner.session.outbound_empty()) << "not yet";
+  owner.push(100);
+  EXPECT_GT(owner.session.deadline(), start + 1h) << "what is queued will do";
+  owner.write();
+  EXPECT_EQ(owner.session.deadline(), start + 19s);
+  owner.written.clear();
+  owner.now = start + 19s;
+  owner.session.expire(owner.now);
+  owner.session.send_heartbeat(owner.now);
+  owner.session.send_heartbeat(owner.now);
+  owner.write();
+  EXPECT_EQ(owner.written.size(), wire::header_size) << "one";
+  EXPECT_EQ(owner.written[3], std::byte{255});
+  EXPECT_EQ(owner.session.deadline(), start + 29s);
+}
+
+TEST(SessionProtocolHeartbeat, OfThePeerIsHandedToNobodyAndKeepsTheSession) {
+  auto options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  options.heartbeat_biz_type = 9;
+  Owner owner(options);
+  for (int i = 0; i < 100; ++i) {
+    owner.now += 10s;
+    owner.receive(heartbeat(9));
+    owner.session.expire(owner.now);
+    owner.session.send_heartbeat(owner.now);
+    owner.write();
+  }
+  EXPECT_TRUE(owner.session.accepts());
+  EXPECT_TRUE(owner.packets.empty());
+  EXPECT_EQ(owner.session.packets_in(), 100U);
+  owner.receive(heartbeat(8));
+  owner.receive(heartbeat(9, Bytes(1)));
+  EXPECT_EQ(owner.packets.size(), 2U) << "neither of these is one";
+}
+
+TEST(SessionProtocolHeartbeat, OfThePeerIsAMessageLikeAnyWhereTheOptionIsOff) {
+  Owner owner(without_deadlines());
+  owner.receive(heartbeat());
+  EXPECT_EQ(owner.packets.size(), 1U);
+  EXPECT_EQ(owner.session.deadline(), never);
+}
+
+TEST(SessionProtocolHeartbeat, EndsASessionWhosePeerIsSilent) {
+  auto options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  options.max_missed_heartbeats = 3;
+  Owner owner(options);
+  owner.now += 25s;
+  owner.receive(Bytes(1, std::byte{1}));  // of a packet: it is there
+  for (owner.now = start + 64s; owner.now < start + 65s; owner.now += 100ms) {
+    owner.session.send_heartbeat(owner.now);
+    owner.write();
+  }
+  expect_ends_exactly_at(owner, start + 65s, Errc::peer_silent, Phase::closing);
+}
+
+TEST(SessionProtocolHeartbeat, NobodyIsSilentWhileNobodyListens) {
+  auto options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  Owner owner(options);
+  owner.session.hold(true);
+  for (int i = 0; i < 100; ++i) {
+    owner.now += 10s;
+    owner.session.expire(owner.now);
+    owner.session.send_heartbeat(owner.now);
+    owner.write();
+    EXPECT_GT(owner.session.deadline(), owner.now);
+  }
+  EXPECT_TRUE(owner.session.accepts());
+}
+
+TEST(SessionProtocolHeartbeat, IsNoPacketForTheIdleTimeout) {
+  auto options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  options.idle_timeout = 60s;
+  Owner owner(options);
+  for (int i = 0; i < 5; ++i) {
+    owner.now += 10s;
+    owner.receive(heartbeat());
+    owner.session.expire(owner.now);
+    owner.session.send_heartbeat(owner.now);
+    owner.write();
+  }
+  EXPECT_TRUE(owner.session.accepts());
+  owner.now += 10s;
+  owner.receive(heartbeat());
+  owner.session.expire(owner.now);
+  EXPECT_EQ(owner.session.reason().code, Errc::idle_timeout);
+}
+
 TEST(SessionProtocolDeadlines, AReadStallRunsFromTheLastByteWithinAPacket) {
   auto options = without_deadlines();
   options.read_stall_timeout = 30s;

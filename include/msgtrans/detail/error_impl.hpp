@@ -45,6 +45,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::handshake_timeout: return "no handshake in time";
       case Errc::handshake_failed: return "handshake failed";
       case Errc::idle_timeout: return "idle for too long";
+      case Errc::peer_silent: return "peer is silent";
       case Errc::read_stalled: return "peer stopped inside a packet";
       case Errc::write_stalled: return "peer stopped reading";
       case Errc::slow_consumer: return "slow consumer";

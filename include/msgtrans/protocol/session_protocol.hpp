@@ -15,6 +15,7 @@
 #include <msgtrans/wire/message_id.hpp>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -60,7 +61,9 @@ class SessionProtocol {
         decoder_(limits_of(options), shared.buffers),
         began_(now),
         last_read_(now),
-        last_packet_(now) {}
+        last_packet_(now),
+        last_heard_(now),
+        last_write_(now) {}
 
   ~SessionProtocol() { release(); }
   SessionProtocol(const SessionProtocol&) = delete;
@@ -91,7 +94,7 @@ class SessionProtocol {
   template <class Deliver>
   void receive(std::span<const std::byte> bytes, TimePoint now, Deliver&& deliver) {
     bytes_in_.add(bytes.size());
-    last_read_ = now;
+    last_read_ = last_heard_ = now;
     if (!accepts()) return;
     struct Reading {
       Reading(SharedResources& resources, const void* reader, std::size_t size) noexcept : shared(resources) {
@@ -110,7 +113,7 @@ class SessionProtocol {
 
   template <class Deliver>
   void resume(TimePoint now, Deliver&& deliver) {
-    last_read_ = now;  // while it was not read from, the peer could not go on
+    last_read_ = last_heard_ = now;  // while it was not read from, the peer could not go on
     pump(now, deliver);
   }
 
@@ -166,13 +169,31 @@ class SessionProtocol {
   void note_written(std::size_t bytes, std::size_t packets, TimePoint now) noexcept {
     bytes_out_.add(bytes);
     packets_out_.add(packets);
-    if (packets != 0) last_packet_ = now;
+    if (packets != 0) {
+      if (packets > (heartbeat_queued_ ? 1U : 0U)) last_packet_ = now;
+      heartbeat_queued_ = false;
+    }
+    last_write_ = now;
     blocked_ = false;
   }
   /// The transport can take no byte now. The stall deadline runs from the first such call after progress.
   void write_blocked(TimePoint now) noexcept {
     if (!blocked_) blocked_since_ = now;
     blocked_ = true;
+  }
+
+  /// Queues a heartbeat if it is time for one. \throws std::bad_alloc
+  void send_heartbeat(TimePoint now) {
+    if (options_->heartbeat_interval.count() == 0 || !accepts() || !outbound_empty() ||
+        now < last_write_ + options_->heartbeat_interval) {
+      return;
+    }
+    wire::Header header;
+    header.type = wire::PacketType::one_way;
+    header.biz_type = options_->heartbeat_biz_type;
+    header.message_id = next_message_id();
+    outbound().append(header, {}, std::span<const std::byte>(), OutboundKind::answer);
+    heartbeat_queued_ = true;
   }
 
   /// The peer took some of what the transport holds for it, though the transport can take no more yet.
@@ -250,7 +271,10 @@ class SessionProtocol {
       if (packets_in_.value() == 0) at(began_, options_->first_packet_timeout);
       if (options_->idle_timeout.count() != 0) at(last_packet_, options_->idle_timeout);
       if (decoder_.has_partial() && !parked_) at(last_read_, options_->read_stall_timeout);
+      if (options_->heartbeat_interval.count() != 0) at(last_heard_, longest_silence());
     }
+    // What is queued says that we are there as well, as soon as it can.
+    if (accepts() && outbound_empty()) at(last_write_, options_->heartbeat_interval);
     return earliest;
   }
 
@@ -267,6 +291,12 @@ class SessionProtocol {
       close(Errc::first_packet_timeout, now);
     } else if (decoder_.has_partial() && !parked_ && passed(last_read_, options_->read_stall_timeout)) {
       close(Errc::read_stalled, now);
+    } else if (options_->heartbeat_interval.count() != 0 && now >= last_heard_ + longest_silence()) {
+      if (deliverable()) {
+        close(Error(Errc::peer_silent, "nothing came for " + std::to_string(longest_silence().count()) + " ms"), now);
+      } else {
+        last_heard_ = now;  // nobody listened
+      }
     } else if (passed(last_packet_, options_->idle_timeout)) {
       close(Errc::idle_timeout, now);
     }
@@ -296,6 +326,15 @@ class SessionProtocol {
     return !paused_;
   }
 
+  [[nodiscard]] std::chrono::milliseconds longest_silence() const noexcept {
+    constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
+    return std::min(most, options_->heartbeat_interval * (options_->max_missed_heartbeats + 1));
+  }
+  [[nodiscard]] bool is_heartbeat(const wire::PacketView& packet) const noexcept {
+    return packet.header.type == wire::PacketType::one_way && packet.header.biz_type == options_->heartbeat_biz_type &&
+           packet.payload.empty() && packet.extension.empty();
+  }
+
   template <class Deliver>
   void pump(TimePoint now, Deliver& deliver) {
     try {
@@ -316,6 +355,7 @@ class SessionProtocol {
         case wire::Decoder::Status::packet: break;
       }
       packets_in_.add(1);
+      if (options_->heartbeat_interval.count() != 0 && is_heartbeat(packet)) continue;
       last_packet_ = now;
       if (packet.header.compression == wire::Compression::none) [[likely]] {
         deliver(packet.header, packet.extension, packet.payload);
@@ -367,10 +407,13 @@ class SessionProtocol {
   bool held_ = false;
   bool parked_ = false;  // whole packets may wait undecoded
   bool peer_ended_ = false;
+  bool heartbeat_queued_ = false;
   bool blocked_ = false;  // the transport took no byte since blocked_since_
   TimePoint began_;
   TimePoint last_read_;
   TimePoint last_packet_;
+  TimePoint last_heard_;  // while somebody listened
+  TimePoint last_write_;
   TimePoint blocked_since_{};
   TimePoint end_by_ = TimePoint::max();
   Counter packets_in_;
