@@ -2,6 +2,7 @@
 #include "poller.hpp"
 
 #include <cerrno>
+#include <chrono>
 #include <fcntl.h>
 #include <msgtrans/error.hpp>
 #include <unistd.h>
@@ -86,9 +87,13 @@ void Poller::wait() {
 
 void Poller::run_ready() {
   // While there is something to do, ask again directly: going back through Asio costs two more system calls. Not for
-  // ever: its other handlers want their turn.
+  // ever: its other handlers want their turn, a stop's deadline among them, and a round may take long (TLS, a flood).
+  // Never in the middle of a round: the system tells of those first again that had their turn.
   constexpr int most_rounds = 16;
+  constexpr std::chrono::milliseconds longest{1};
+  const auto began = std::chrono::steady_clock::now();
   for (int round = 0; round < most_rounds; ++round) {
+    if (round != 0 && std::chrono::steady_clock::now() - began >= longest) break;
     ready_count_ = ::epoll_wait(epoll_, ready_.data(), batch, 0);
     if (ready_count_ <= 0) break;
     for (int i = 0; i < ready_count_; ++i) {
