@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control_loop.hpp"
 
-#include <algorithm>
 #include <boost/asio/post.hpp>
 #include <limits>
 #include <msgtrans/detail/insist.hpp>
@@ -161,7 +160,7 @@ void ControlLoop::in_order(ControlCommand& command) noexcept {
   auto& handled = session->control().handled;
   if (command.sequence != handled) {
     reordered_.fetch_add(1, std::memory_order_relaxed);
-    insist([&] { early_[session->id()].push_back(std::move(command)); });
+    insist([&] { early_[session->id()].try_emplace(command.sequence, std::move(command)); });
     return;
   }
   carry_out(command);
@@ -170,10 +169,8 @@ void ControlLoop::in_order(ControlCommand& command) noexcept {
   const auto found = early_.find(session->id());
   if (found == early_.end()) return;
   auto& waiting = found->second;
-  for (;;) {
-    const auto next = std::ranges::find(waiting, handled, &ControlCommand::sequence);
-    if (next == waiting.end()) break;
-    carry_out(*next);
+  for (auto next = waiting.find(handled); next != waiting.end(); next = waiting.find(handled)) {
+    carry_out(next->second);
     ++handled;
     waiting.erase(next);
   }
@@ -214,8 +211,7 @@ void ControlLoop::finish() noexcept {
   finished_ = true;
   // A session's commands are all sent before the loop is shut down, so nothing should be left here.
   for (auto& [id, commands] : early_) {
-    std::ranges::sort(commands, {}, &ControlCommand::sequence);
-    for (auto& command : commands) carry_out(command);
+    for (auto& [sequence, command] : commands) carry_out(command);
   }
   early_.clear();
   sweeper_ = nullptr;

