@@ -464,6 +464,9 @@ void ClientTransport::on_message(MessageHandler handler) {
 void ClientTransport::on_disconnect(DisconnectHandler handler) {
   client_->set(&detail::Client::on_disconnect, std::move(handler));
 }
+void ClientTransport::on_writable(WritableHandler handler) {
+  client_->set(&detail::Client::on_writable, std::move(handler));
+}
 void ClientTransport::on_error(ErrorHandler handler) {
   client_->set(&detail::Client::on_error, std::move(handler));
 }

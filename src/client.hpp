@@ -52,12 +52,16 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   }
 
   MessageHandler on_message;
+  WritableHandler on_writable;
   DisconnectHandler on_disconnect;
   ErrorHandler on_error;
 
   // SessionHost
   void message(Session& session, const Message& message) override { on_message(session, message); }
   [[nodiscard]] bool handles_messages() const noexcept override { return on_message && !silent_.load(); }
+  void writable(Session& session) override {
+    if (on_writable && !silent_.load()) on_writable(session);
+  }
   void ended(SessionState& state, const Error& reason) noexcept override;
   void failed(const ErrorEvent& event) noexcept override;
 

@@ -60,8 +60,19 @@ Server::Server(ServerOptions options)
       shards_.front()->executor(),
       options_.executors.empty() ? ControlLoop::Runs::on_own_thread : ControlLoop::Runs::on_executor,
       options_.event_capacity, shards_.front()->context());
+  std::shared_ptr<OutboundShare> share;
+  if (options_.outbound_bytes_total != 0) {
+    share = std::make_shared<OutboundShare>(options_.outbound_bytes_total);
+    std::vector<std::weak_ptr<Shard>> all(shards_.begin(), shards_.end());
+    share->on_room = [all = std::move(all)] {
+      for (const auto& weak : all) {
+        if (const auto shard = weak.lock()) shard->post([raw = shard.get()] { raw->look_for_room(); });
+      }
+    };
+  }
   for (const auto& shard : shards_) {
     shard->set_control(control_);
+    shard->set_outbound_share(share);
     shard_executors_.emplace_back(ShardExecutor(shard));
   }
 }
@@ -554,6 +565,7 @@ ServerStats Server::stats() const {
     sum.requests += counters.requests.value();
     sum.requests_timed_out += counters.requests_timed_out.value();
     sum.unmatched_responses += counters.unmatched_responses.value();
+    sum.throttled += std::as_const(*shard).resources().throttled.value();
     sum.sessions_swept += counters.sessions_swept.value();
     sum.compressed_packets += counters.compressed_packets.value();
     sum.compressed_bytes_before += counters.compressed_bytes_before.value();
@@ -832,6 +844,9 @@ void ServerTransport::on_session(SessionBehaviour behaviour, const ActorOptions&
 }
 void ServerTransport::on_disconnect(DisconnectHandler handler) {
   server_->set(&detail::Server::on_disconnect, std::move(handler));
+}
+void ServerTransport::on_writable(WritableHandler handler) {
+  server_->set(&detail::Server::on_writable, std::move(handler));
 }
 void ServerTransport::on_error(ErrorHandler handler) {
   server_->set(&detail::Server::on_error, std::move(handler));

@@ -106,6 +106,14 @@ std::optional<PeerCredentials> Session::peer_credentials() const noexcept {
 Endpoint Session::peer() const {
   return state_->peer().endpoint();
 }
+OutboundLimits Session::outbound_limits() const noexcept {
+  return state_->outbound_limits();
+}
+
+void Session::set_outbound_limits(const OutboundLimits& limits) {
+  state_->set_outbound_limits(limits);
+}
+
 SessionStats Session::stats() const noexcept {
   return state_->stats();
 }

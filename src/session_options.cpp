@@ -2,6 +2,7 @@
 #include "check_duration.hpp"
 
 #include <msgtrans/protocol/outbound_budget.hpp>
+#include <msgtrans/protocol/token_bucket.hpp>
 #include <msgtrans/session_options.hpp>
 #include <string>
 #include <zstd.h>
@@ -30,6 +31,15 @@ class Check {
     error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
                                              std::to_string(least) + " to " + std::to_string(most));
   }
+  void seconds(const char* name, std::chrono::seconds value, std::int64_t least, std::int64_t most) {
+    if (error_ || (value.count() >= least && value.count() <= most)) return;
+    error_ =
+        Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) + " s, must be from " +
+                                        std::to_string(least) + " to " + std::to_string(most));
+  }
+  void found(Error error) {
+    if (!error_) error_ = std::move(error);
+  }
   void duration(const char* name, std::chrono::milliseconds value, bool zero_allowed = true) {
     if (!error_) error_ = detail::check_duration(name, value, zero_allowed);
   }
@@ -41,16 +51,33 @@ class Check {
 
 }  // namespace
 
+Error validate(const OutboundLimits& limits) {
+  Check check;
+  check.range("outbound_bytes", limits.bytes, 1, protocol::OutboundBudget::max_bytes);
+  check.range("outbound_packets", limits.packets, 1, protocol::OutboundBudget::max_packets);
+  check.range("slow_consumer", static_cast<std::uint64_t>(limits.slow_consumer), 0,
+              static_cast<std::uint64_t>(SlowConsumer::close));
+  return std::move(check).take();
+}
+
 Error validate(const SessionOptions& options) {
   constexpr std::uint64_t gib = std::uint64_t{1} << 30;
   Check check;
   check.range("max_payload", options.max_payload, 1, gib);
   check.range("max_decompressed", options.max_decompressed, 1, gib);
   check.range("max_extension", options.max_extension, 0, 65535);
-  check.range("outbound_bytes", options.outbound_bytes, 1, protocol::OutboundBudget::max_bytes);
-  check.range("outbound_packets", options.outbound_packets, 1, protocol::OutboundBudget::max_packets);
-  check.range("slow_consumer", static_cast<std::uint64_t>(options.slow_consumer), 0,
-              static_cast<std::uint64_t>(SlowConsumer::close));
+  if (auto error = validate(OutboundLimits{options.outbound_bytes, options.outbound_packets, options.slow_consumer})) {
+    check.found(std::move(error));
+  }
+  check.range("low_mark_percent", options.low_mark_percent, 0, 99);
+  check.range("packets_per_second", options.packets_per_second, 0, protocol::TokenBucket::most);
+  check.range("packet_burst", options.packet_burst, 0, protocol::TokenBucket::most);
+  check.range("bytes_per_second", options.bytes_per_second, 0, protocol::TokenBucket::most);
+  check.range("byte_burst", options.byte_burst, 0, protocol::TokenBucket::most);
+  check.seconds("tcp_keep_alive.idle", options.tcp_keep_alive.idle, 0, 32767);
+  check.seconds("tcp_keep_alive.interval", options.tcp_keep_alive.interval, 1, 32767);
+  check.level("tcp_keep_alive.probes", options.tcp_keep_alive.probes, 1, 127);
+  check.duration("tcp_user_timeout", options.tcp_user_timeout);
   check.range("compression.codec", static_cast<std::uint64_t>(options.compression.codec), 0,
               static_cast<std::uint64_t>(Compression::zlib));
   check.range("compression.threshold", options.compression.threshold, 0, gib);

@@ -15,6 +15,7 @@
 #include <msgtrans/detail/exception_text.hpp>
 #include <msgtrans/detail/insist.hpp>
 #include <msgtrans/session/session_actor.hpp>
+#include <msgtrans/wire/told_timeout.hpp>
 #include <new>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -103,7 +104,8 @@ void OutgoingCommand::finish(error_code code, Shard& shard) noexcept {
 
 SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
                            std::shared_ptr<const SessionOptions> options, Link link, Peer peer)
-    : id_(id),
+    : slow_consumer_(options->slow_consumer),
+      id_(id),
       shard_(std::move(shard)),
       host_(std::move(host)),
       options_(std::move(options)),
@@ -112,6 +114,7 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       in_process_(dynamic_cast<InProcessConnection*>(link_.connection.get())),
       bare_(!link_.connection),
       tls_(link_.connection ? tls_peer_of(*link_.connection) : nullptr),
+      outbound_limit_({options_->outbound_bytes, options_->outbound_packets}),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
@@ -132,25 +135,50 @@ SendResult SessionState::check(std::size_t payload, std::size_t extension) const
   return SendResult::queued;
 }
 
+OutboundLimits SessionState::outbound_limits() const noexcept {
+  const auto limit = outbound_limit_.get();
+  return {limit.bytes, limit.packets, slow_consumer_.load(std::memory_order_relaxed)};
+}
+
+void SessionState::set_outbound_limits(const OutboundLimits& limits) {
+  if (auto error = validate(limits)) throw Exception(std::move(error));
+  auto tell_shard = [self = SessionPtr(this), limits] {
+    self->protocol_.set_outbound_limit({limits.bytes, limits.packets});
+    self->shard_->touch(*self);  // there may be room now for those who wait
+  };
+  shard_->post(std::move(tell_shard));
+  outbound_limit_.set({limits.bytes, limits.packets});
+  slow_consumer_.store(limits.slow_consumer, std::memory_order_relaxed);
+}
+
+SessionState::Room SessionState::take_room(std::size_t size, bool priority, protocol::OutboundDepth limit) noexcept {
+  auto& budget = priority ? priority_budget_ : budget_;
+  if (!budget.try_reserve(size, limit)) return Room::session_full;
+  auto* const total = shard_->outbound_total();
+  if (total == nullptr || total->try_reserve(size)) return Room::taken;
+  budget.release({size, 1});
+  return Room::server_full;
+}
+
 SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
-  const protocol::OutboundDepth limit{options_->outbound_bytes, options_->outbound_packets};
-  if (priority) {
-    if (priority_budget_.try_reserve(size, limit)) return SendResult::queued;
-    found_full();
-    return SendResult::would_block;
-  }
-  if (normal_waiting_.load(std::memory_order_relaxed) != 0) return SendResult::would_block;
-  if (options_->slow_consumer == SlowConsumer::drop_oldest) {
+  auto limit = outbound_limit_.get();
+  const auto policy = slow_consumer_.load(std::memory_order_relaxed);
+  if (policy == SlowConsumer::drop_oldest && !priority) {
     // The oldest are dropped by the shard, where the queue is; until then, what is on its way there is bounded by a
     // second budget.
-    const protocol::OutboundDepth with_inbox{2 * limit.bytes, 2 * limit.packets};
-    if (budget_.try_reserve(size, with_inbox)) return SendResult::queued;
-    found_full();
+    limit = {2 * limit.bytes, 2 * limit.packets};
+  }
+  Room room = Room::session_full;
+  bool others_wait = false;
+  // Again once it is known to be found full: else the shard might have made room in between, and tell nobody.
+  for (const bool told : {false, true}) {
+    others_wait = !priority && normal_waiting_.load() != 0;
+    if (!others_wait && (room = take_room(size, priority, limit)) == Room::taken) return SendResult::queued;
+    if (!told) found_full();
+  }
+  if (others_wait || priority || policy != SlowConsumer::close || room == Room::server_full) {
     return SendResult::would_block;
   }
-  if (budget_.try_reserve(size, limit)) return SendResult::queued;
-  found_full();
-  if (options_->slow_consumer == SlowConsumer::wait) return SendResult::would_block;
   std::string text;
   try {
     text = describe_full();
@@ -163,14 +191,16 @@ SendResult SessionState::reserve(std::size_t size, bool priority) noexcept {
 
 std::string SessionState::describe_full() const {
   const auto depth = budget_.depth();
+  const auto limit = outbound_limit_.get();
   return "outbound queue full: " + std::to_string(depth.bytes) + " bytes in " + std::to_string(depth.packets) +
-         " packets, limits " + std::to_string(options_->outbound_bytes) + " and " +
-         std::to_string(options_->outbound_packets);
+         " packets, limits " + std::to_string(limit.bytes) + " and " + std::to_string(limit.packets);
 }
 
-/// Tells it once, until the queue has been below half again.
+/// Tells it once, until the queue has been below its low mark again.
 void SessionState::found_full() noexcept {
-  if (slow_.load(std::memory_order_relaxed) || slow_.exchange(true, std::memory_order_relaxed)) return;
+  // Sequentially consistent, and always written: either whoever sets it finds room when he looks again, or the shard
+  // sees it after the next packet that leaves.
+  if (slow_.exchange(true)) return;
   ControlLoop* const control = shard_->control();
   if (control == nullptr || !control->has_subscribers()) return;
   try {
@@ -181,18 +211,43 @@ void SessionState::found_full() noexcept {
   }
 }
 
+bool SessionState::is_emptied() const noexcept {
+  const auto low = protocol::part_of(outbound_limit_.get(), options_->low_mark_percent);
+  const auto* const total = shard_->outbound_total();
+  for (const auto* budget : {&budget_, &priority_budget_}) {
+    const auto depth = budget->depth();
+    if (depth.bytes > low.bytes || depth.packets > low.packets) return false;
+  }
+  return total == nullptr || !total->starved();
+}
+
+void SessionState::give_back(protocol::OutboundDepth depth, bool priority) noexcept {
+  if (depth.packets == 0) return;
+  (priority ? priority_budget_ : budget_).release(depth);
+  if (auto* const total = shard_->outbound_total(); total != nullptr && total->release(depth.bytes)) {
+    shard_->tell_room();
+  }
+}
+
 void SessionState::unreserve(std::size_t size, bool priority) noexcept {
-  (priority ? priority_budget_ : budget_).release({size, 1});
+  give_back({size, 1}, priority);
+  // Nothing leaves the queue, so the shard would not look.
+  if (slow_.load() && Shard::current() != shard_.get()) touch_from_anywhere();
+}
+
+void SessionState::touch_from_anywhere() noexcept {
+  insist([this] { shard_->post([self = SessionPtr(this)] { self->shard_->touch(*self); }); });
 }
 
 /// Who tries until there is room is not to compress each time: refuses what not even a byte of has room.
 SendResult SessionState::refuse_unpacked(std::size_t payload, const SendOptions& options) noexcept {
   if (const auto refused = check(0, options.extension.size()); refused != SendResult::queued) return refused;
   const auto depth = (options.high_priority ? priority_budget_ : budget_).depth();
-  const std::size_t factor = options_->slow_consumer == SlowConsumer::drop_oldest && !options.high_priority ? 2 : 1;
+  const auto limit = outbound_limit_.get();
+  const bool doubled = slow_consumer_.load(std::memory_order_relaxed) == SlowConsumer::drop_oldest;
+  const std::size_t factor = doubled && !options.high_priority ? 2 : 1;
   const std::size_t least = wire::header_size + options.extension.size() + 1;
-  if (depth.packets == 0 || (depth.packets < factor * options_->outbound_packets &&
-                             depth.bytes + least <= factor * options_->outbound_bytes)) {
+  if (depth.packets == 0 || (depth.packets < factor * limit.packets && depth.bytes + least <= factor * limit.bytes)) {
     return SendResult::queued;
   }
   const std::size_t size = least - 1 + payload;
@@ -305,15 +360,22 @@ SendResult SessionState::respond_retained(const wire::Header& request, BytesView
 }
 
 void SessionState::give_up_answer() noexcept {
-  // Sequentially consistent on both sides: either the shard, having set draining_, sees the new count, or this sees
-  // draining_ and wakes it.
-  if (answers_owed_.fetch_sub(1) == 1 && draining_.load()) {
-    try {
-      shard_->post([self = SessionPtr(this)] { self->shard().touch(*self); });
-    } catch (const std::bad_alloc&) {
-      // The drain's deadline ends it.
-    }
-  }
+  // Sequentially consistent on both sides: either the shard, having set draining_ or waits_for_answers_, sees the new
+  // count, or this sees the flag and wakes it.
+  const auto left = answers_owed_.fetch_sub(1) - 1;
+  const bool last = left == 0 && draining_.load();
+  const bool room = left < options_->max_requests_in_flight && waits_for_answers_.load();
+  if (last || (room && waits_for_answers_.exchange(false))) touch_from_anywhere();
+}
+
+/// Hands out no more requests while too many want their answers.
+void SessionState::bound_requests() noexcept {
+  const std::size_t most = options_->max_requests_in_flight;
+  if (most == 0 || answers_owed_.load(std::memory_order_relaxed) < most) return;
+  protocol_.hold_for_answers(true);
+  waits_for_answers_.store(true);
+  // Given since: whoever did may not have seen the flag, and settling looks at it.
+  if (answers_owed_.load() < most) waits_for_answers_.store(false);
 }
 
 void SessionState::close(Error reason) noexcept {
@@ -383,19 +445,35 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
 }  // namespace
 
 OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options) {
-  return make_command(std::move(session), home, OutgoingCommand::Kind::one_way,
-                      header_for(wire::PacketType::one_way, options), options.extension, payload, options.compression);
+  auto command =
+      make_command(std::move(session), home, OutgoingCommand::Kind::one_way,
+                   header_for(wire::PacketType::one_way, options), options.extension, payload, options.compression);
+  command->timeout = std::min(options.timeout, longest_duration);
+  if (options.timeout.count() < 0) command->refusal = Errc::invalid_option;
+  return command;
 }
 
 OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView payload,
                                 const RequestOptions& options) {
   const auto timeout =
       options.timeout.value_or(session ? session->options().request_timeout : std::chrono::milliseconds{0});
-  auto command = make_command(std::move(session), home, OutgoingCommand::Kind::request,
-                              header_for(wire::PacketType::request, {.biz_type = options.biz_type,
-                                                                     .high_priority = options.high_priority,
-                                                                     .route_tag = options.route_tag}),
-                              options.extension, payload, options.compression);
+  const auto header = header_for(
+      wire::PacketType::request,
+      {.biz_type = options.biz_type, .high_priority = options.high_priority, .route_tag = options.route_tag});
+  OutgoingCommandPtr command;
+  const auto make = [&](BytesView extension) {
+    return make_command(std::move(session), home, OutgoingCommand::Kind::request, header, extension, payload,
+                        options.compression);
+  };
+  if (options.tell_timeout && timeout.count() > 0) {
+    std::vector<std::byte> extension(wire::told_timeout_size);  // filled in when it goes out
+    const std::span<const std::byte> rest = options.extension;
+    extension.insert(extension.end(), rest.begin(), rest.end());
+    command = make(extension);
+    command->tells_timeout = !command->refusal;
+  } else {
+    command = make(options.extension);
+  }
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;
@@ -425,8 +503,8 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
   }
   try {
     if (header.type == wire::PacketType::one_way) header.message_id = protocol_.next_message_id();
-    if (kind == protocol::OutboundKind::push && options_->slow_consumer == SlowConsumer::drop_oldest &&
-        !high_priority(header)) {
+    if (kind == protocol::OutboundKind::push &&
+        slow_consumer_.load(std::memory_order_relaxed) == SlowConsumer::drop_oldest && !high_priority(header)) {
       make_room(size);
     }
     if (payload.size() < protocol::OutboundQueue::large_payload || write_waiting_ || in_process_ != nullptr ||
@@ -495,12 +573,12 @@ void SessionState::note_packed(Packing packing, std::size_t size) noexcept {
 
 void SessionState::make_room(std::size_t size) noexcept {
   auto depth = protocol_.outbound().depth();
-  while (depth.packets != 0 &&
-         (depth.bytes + size > options_->outbound_bytes || depth.packets + 1 > options_->outbound_packets)) {
+  const auto limit = outbound_limit_.get();
+  while (depth.packets != 0 && (depth.bytes + size > limit.bytes || depth.packets + 1 > limit.packets)) {
     const std::size_t dropped = protocol_.outbound().drop_oldest();
     if (dropped == 0) return;
     found_full();
-    budget_.release({dropped, 1});
+    give_back({dropped, 1}, false);
     shard_->counters().dropped_oldest.add(1);
     depth = protocol_.outbound().depth();
   }
@@ -552,6 +630,10 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
       return;
     }
     command->header.message_id = id;
+    if (command->tells_timeout) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(command->deadline - Clock::now());
+      wire::write_told_timeout(left, command->extension_to_fill());
+    }
     if (command->operation) command->operation->message_id = id;
     shard_->counters().requests.add(1);
   }
@@ -571,7 +653,9 @@ void SessionState::take(const wire::Header& header, std::span<const std::byte> e
   try {
     wire::Header mine = header;
     mine.message_id = protocol_.next_message_id();
-    if (options_->slow_consumer == SlowConsumer::drop_oldest && !high_priority(mine)) make_room(size);
+    if (slow_consumer_.load(std::memory_order_relaxed) == SlowConsumer::drop_oldest && !high_priority(mine)) {
+      make_room(size);
+    }
     protocol_.outbound().append(mine, extension, payload, protocol::OutboundKind::push);
   } catch (const std::exception&) {
     unreserve(size, high_priority(header));
@@ -596,8 +680,8 @@ void SessionState::cancel(const Operation& operation) noexcept {
 
 /// Takes room for one that may wait, whatever the policy for those that may not.
 bool SessionState::reserve_waited(OutgoingCommand& command) noexcept {
-  auto& budget = high_priority(command.header) ? priority_budget_ : budget_;
-  command.reserved = budget.try_reserve(command.packet_size(), {options_->outbound_bytes, options_->outbound_packets});
+  command.reserved =
+      take_room(command.packet_size(), high_priority(command.header), outbound_limit_.get()) == Room::taken;
   return command.reserved;
 }
 
@@ -642,8 +726,9 @@ void SessionState::expire_waiting() noexcept {
     auto kept = line.begin();
     for (auto& waiter : line) {
       if (waiter->deadline <= now) {
-        shard_->counters().requests_timed_out.add(1);
-        waiter->finish(Errc::request_timeout, *shard_);
+        const bool request = waiter->kind == OutgoingCommand::Kind::request;
+        if (request) shard_->counters().requests_timed_out.add(1);
+        waiter->finish(request ? Errc::request_timeout : Errc::send_timeout, *shard_);
         waiter.reset();
         if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
         continue;
@@ -800,14 +885,25 @@ void SessionState::write_out() {
 }
 
 void SessionState::release(const protocol::OutboundQueue::Written& left) noexcept {
-  if (left.normal.packets != 0) budget_.release(left.normal);
-  if (left.priority.packets != 0) priority_budget_.release(left.priority);
-  if (slow_.load(std::memory_order_relaxed)) {
-    const auto depth = budget_.depth();
-    if (depth.bytes <= options_->outbound_bytes / 2 && depth.packets <= options_->outbound_packets / 2) {
-      slow_.store(false, std::memory_order_relaxed);
-    }
+  give_back(left.normal, false);
+  give_back(left.priority, true);
+}
+
+/// After what left the queue was given back. \returns whether somebody was told.
+bool SessionState::tell_writable() noexcept {
+  if (slow_.load() && is_emptied()) {
+    slow_.store(false);
+    writable_due_ = true;
   }
+  if (!writable_due_ || waiting_ || !is_open()) return false;
+  writable_due_ = false;
+  try {
+    Session session{SessionPtr(this)};
+    host_->writable(session);
+  } catch (...) {
+    handler_failed(std::current_exception());
+  }
+  return true;
 }
 
 /// Counts the answers that are queued in the budget, for those who send from elsewhere. Most answers are written before
@@ -817,6 +913,13 @@ void SessionState::publish_answers() noexcept {
   if (now == published_answers_) return;
   budget_.release(published_answers_);
   budget_.reserve(now);
+  if (auto* const total = shard_->outbound_total()) {
+    if (now.bytes >= published_answers_.bytes) {
+      total->reserve(now.bytes - published_answers_.bytes);
+    } else if (total->release(published_answers_.bytes - now.bytes)) {
+      shard_->tell_room();
+    }
+  }
   published_answers_ = now;
 }
 
@@ -840,7 +943,7 @@ void SessionState::refuse() noexcept {
   protocol_.abort(Error(Errc::refused));
   refuse_waiting();
   fail_requests();
-  shard_->counters().dropped_at_close.add(protocol_.outbound_empty() ? 0 : protocol_.outbound().packets());
+  drop_outbound();
   protocol_.release();
   try {
     // In order, as far as that goes without waiting: else the peer would take it for a cut.
@@ -963,7 +1066,10 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
     }
     Message message(header, extension, payload, this);
     message.answerable_ = message.is_request();
-    if (actor_) return deliver_to_actor(message);
+    if (actor_) {
+      deliver_to_actor(message);
+      return bound_requests();
+    }
     if (!host_->handles_messages()) {
       counters.unhandled.add(1);
       return;
@@ -974,6 +1080,7 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
       bool& delivering;
     } delivery(delivering_);
     host_->message(session, message);
+    bound_requests();
   } catch (...) {
     handler_failed(std::current_exception());
   }
@@ -1058,9 +1165,18 @@ void SessionState::settle() noexcept {
     constexpr int most_probes = 4;  // a flooding peer must not keep the others waiting
     int probes = 0;
     int reads = 0;
+    bool told_writable = false;
     for (;;) {
       write_out();
       admit_waiting();
+      if (protocol_.held_for_answers() && !waits_for_answers_.load()) protocol_.hold_for_answers(false);
+      if (slow_.load() || writable_due_) {
+        if (!told_writable) {
+          told_writable = tell_writable();
+        } else if (is_emptied()) {
+          shard_->touch_later(*this);  // who sends again each time must not keep the others waiting
+        }
+      }
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       // It may hold what the socket does not show.
       if (link_.connection && link_.connection->has_input() && protocol_.wants_read() && !protocol_.ended()) {

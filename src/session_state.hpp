@@ -15,6 +15,7 @@
 #include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/protocol/session_protocol.hpp>
 #include <msgtrans/server_transport.hpp>
+#include <msgtrans/wire/told_timeout.hpp>
 #include <span>
 #include <string>
 #include <sys/uio.h>
@@ -35,6 +36,8 @@ class SessionHost {
   /// The application's handler; may throw.
   virtual void message(Session& session, const Message& message) = 0;
   [[nodiscard]] virtual bool handles_messages() const noexcept = 0;
+  /// There is room again in a queue that was found full; may throw.
+  virtual void writable(Session& session) = 0;
   /// The session has ended and is no longer known; called once for each that was opened.
   virtual void ended(SessionState& session, const Error& reason) noexcept = 0;
   virtual void failed(const ErrorEvent& event) noexcept = 0;
@@ -57,12 +60,17 @@ class OutgoingCommand final : public Command {
   [[nodiscard]] std::span<const std::byte> payload() const noexcept {
     return {bytes() + extension_size_, payload_size_};
   }
+  [[nodiscard]] std::span<std::byte, wire::told_timeout_size> extension_to_fill() noexcept {
+    return std::span<std::byte, wire::told_timeout_size>(reinterpret_cast<std::byte*>(this + 1),
+                                                         wire::told_timeout_size);
+  }
 
   SessionPtr session;           // null: to nobody; the handler gets `refusal` ...
   std::shared_ptr<Shard> home;  // ... on this shard
   Kind kind;
-  bool reserved = false;  // has room in the budget already
-  bool counted = false;   // among the answers that are under way
+  bool reserved = false;       // has room in the budget already
+  bool tells_timeout = false;  // its extension header begins with one
+  bool counted = false;        // among the answers that are under way
   wire::Header header;
   Packing packing;
   error_code refusal;  // found at the start; told through the handler
@@ -135,6 +143,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] SessionStats stats() const noexcept;
   [[nodiscard]] const SessionOptions& options() const noexcept { return *options_; }
 
+  [[nodiscard]] OutboundLimits outbound_limits() const noexcept;
+  void set_outbound_limits(const OutboundLimits& limits);
+
   SendResult send(BytesView payload, const SendOptions& options) noexcept;
   using Override = std::optional<CompressionOptions>;
   SendResult respond(const Message& request, BytesView payload, BytesView extension,
@@ -182,6 +193,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   [[nodiscard]] std::any& user_data() noexcept { return user_data_; }
   [[nodiscard]] std::size_t answers_owed() const noexcept { return answers_owed_.load(); }
   [[nodiscard]] bool finished() const noexcept { return finished_; }
+  /// Somebody waits for room in its queue, or for being told of it.
+  [[nodiscard]] bool wants_room() const noexcept { return waiting_ || slow_.load(); }
 
   static OwnedMessage own(const wire::Header& header, std::span<const std::byte> extension,
                           std::span<const std::byte> payload) {
@@ -261,7 +274,15 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void release(const protocol::OutboundQueue::Written& left) noexcept;
   /// What is queued is lost, and counted.
   void drop_outbound() noexcept;
+  enum class Room : std::uint8_t { taken, session_full, server_full };
+  [[nodiscard]] Room take_room(std::size_t size, bool high_priority, protocol::OutboundDepth limit) noexcept;
+  /// To the budget, and to the server's.
+  void give_back(protocol::OutboundDepth depth, bool high_priority) noexcept;
   void found_full() noexcept;
+  [[nodiscard]] bool is_emptied() const noexcept;
+  bool tell_writable() noexcept;
+  void bound_requests() noexcept;
+  void touch_from_anywhere() noexcept;
   [[nodiscard]] std::string describe_full() const;
   void publish_answers() noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
@@ -278,7 +299,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   std::atomic<std::uint32_t> normal_waiting_{0};  // of waiting_, for send(): those who wait go first
   std::atomic<std::uint32_t> answers_owed_{0};    // requests retained, and neither answered nor given up
   std::atomic<bool> open_{true};
-  std::atomic<bool> slow_{false};  // its queue was found full, and has not been below half since
+  std::atomic<bool> slow_{false};               // its queue was found full, and has not been below its low mark since
+  std::atomic<bool> waits_for_answers_{false};  // to too many of the peer's requests
+  std::atomic<SlowConsumer> slow_consumer_;
   ControlOrder control_order_;
   std::atomic<bool> draining_{false};
   bool write_waiting_ = false;  // until the poller says that the socket takes bytes again
@@ -292,6 +315,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool opened_ = false;
   bool flush_asked_ = false;  // since nothing is owed
   bool flushed_ = false;
+  bool writable_due_ = false;     // on_writable is to be called
   std::uint32_t flush_turn_ = 0;  // of what was asked; an earlier turn's answer is void
 
   int unacknowledged_ = 0;  // when last looked at, while write_waiting_
@@ -304,6 +328,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   InProcessConnection* in_process_;  // if it is that one
   const bool bare_;                  // there never was a connection
   const std::unique_ptr<const TlsPeer> tls_;
+  protocol::OutboundLimit outbound_limit_;
   protocol::OutboundBudget budget_;  // of the normal lane, and of published_answers_
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;

@@ -275,6 +275,13 @@ std::vector<SessionPtr> Shard::sessions() const {
   return all;
 }
 
+void Shard::look_for_room() noexcept {
+  for (ShardMember& member : sessions_) {
+    auto& session = static_cast<SessionState&>(member);
+    if (session.wants_room()) touch(session);
+  }
+}
+
 void Shard::settle_all() noexcept {
   // Who floods the inbox must not keep Asio's other handlers from their turn.
   constexpr std::chrono::milliseconds longest_turn{1};

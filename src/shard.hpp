@@ -14,6 +14,7 @@
 #include <msgtrans/detail/asio.hpp>
 #include <msgtrans/detail/blocking.hpp>
 #include <msgtrans/detail/clock.hpp>
+#include <msgtrans/detail/insist.hpp>
 #include <msgtrans/lockfree/intrusive_inbox.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/protocol/counter.hpp>
@@ -30,6 +31,14 @@
 namespace msgtrans::detail {
 
 using protocol::TimePoint;
+
+/// The budget of all that the sessions of a server have queued, and what is done when there is room in it again.
+struct OutboundShare {
+  explicit OutboundShare(std::size_t limit) noexcept : total(limit) {}
+
+  protocol::OutboundTotal total;
+  std::function<void()> on_room;  // any thread
+};
 
 class ControlLoop;
 struct ControlCommand;
@@ -166,6 +175,20 @@ class Shard : public std::enable_shared_from_this<Shard> {
 
   /// Once, before any session: to whom the news of its sessions go.
   void set_control(std::shared_ptr<ControlLoop> control) noexcept { control_ = std::move(control); }
+  /// Once, before any session.
+  void set_outbound_share(std::shared_ptr<OutboundShare> share) noexcept {
+    outbound_share_ = std::move(share);
+    resources_.total = outbound_share_ ? &outbound_share_->total : nullptr;
+  }
+  /// Null: no limit.
+  [[nodiscard]] protocol::OutboundTotal* outbound_total() const noexcept {
+    return outbound_share_ ? &outbound_share_->total : nullptr;
+  }
+  /// Has all shards look for sessions that want room.
+  void tell_room() const noexcept {
+    insist([this] { outbound_share_->on_room(); });
+  }
+  [[nodiscard]] const protocol::SharedResources& resources() const noexcept { return resources_; }
   /// Null for a client's.
   [[nodiscard]] ControlLoop* control() const noexcept { return control_.get(); }
   /// What has to be kept for the executor; null on the user's.
@@ -221,6 +244,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   [[nodiscard]] std::size_t session_count() const noexcept { return sessions_.size(); }
   /// A copy: sessions may end meanwhile.
   [[nodiscard]] std::vector<SessionPtr> sessions() const;
+  /// Settles those that want room.
+  void look_for_room() noexcept;
   /// Called once, when the last session has gone.
   std::function<void()> on_empty;
   /// What the control loop is told at the end of the turn, or by `send_control`.
@@ -302,6 +327,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   asio::any_io_executor work_;
   std::thread thread_;
   std::shared_ptr<ControlLoop> control_;
+  std::shared_ptr<OutboundShare> outbound_share_;
   std::vector<ControlCommand> control_batch_;
 
   lockfree::IntrusiveInbox<Command> inbox_;

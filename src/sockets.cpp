@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -94,9 +95,20 @@ std::vector<tcp::endpoint> look_up(const Endpoint& endpoint, bool for_listening,
 }
 
 void prepare(int descriptor, const SessionOptions& options) noexcept {
-  if (!options.no_delay) return;
-  const int on = 1;
-  ::setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  const auto set = [descriptor](int level, int name, int value) {
+    ::setsockopt(descriptor, level, name, &value, sizeof value);  // a Unix socket has none of these
+  };
+  if (options.no_delay) set(IPPROTO_TCP, TCP_NODELAY, 1);
+  if (const auto& probes = options.tcp_keep_alive; probes.idle.count() != 0) {
+    set(IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(probes.idle.count()));
+    set(IPPROTO_TCP, TCP_KEEPINTVL, static_cast<int>(probes.interval.count()));
+    set(IPPROTO_TCP, TCP_KEEPCNT, probes.probes);
+    set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  }
+  if (options.tcp_user_timeout.count() != 0) {
+    constexpr std::chrono::milliseconds longest{std::numeric_limits<int>::max()};
+    set(IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::min(options.tcp_user_timeout, longest).count()));
+  }
 }
 
 std::vector<Descriptor> listen_tcp(const tcp::endpoint& address, std::size_t count, int backlog, tcp::endpoint& bound,

@@ -50,6 +50,8 @@ class ClientTransport {
   void on_message(MessageHandler handler);
   /// Called exactly once for each connection that was made, with the reason.
   void on_disconnect(DisconnectHandler handler);
+  /// As `ServerTransport::on_writable`.
+  void on_writable(WritableHandler handler);
   void on_error(ErrorHandler handler);
 
   /// Connects to a URL as `parse_url` takes it; blocks. Not from a handler (`blocking_on_shard`).

@@ -48,6 +48,7 @@ enum class Errc {
   peer_silent,           ///< nothing came from the peer, not even heartbeats
   read_stalled,          ///< the peer began a packet and sent no byte of it for the stall deadline
   write_stalled,         ///< the peer took no byte for the stall deadline
+  send_timeout,          ///< the outbound queue had no room in time
   slow_consumer,         ///< its outbound queue was full and the policy says close
   handler_failed,        ///< a handler threw; the text is the exception's
   actor_failed,          ///< its actor threw, and was not started again; the text is the exception's

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <boost/smart_ptr/intrusive_ptr.hpp>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <msgtrans/send.hpp>
 #include <msgtrans/wire/header.hpp>
+#include <msgtrans/wire/told_timeout.hpp>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -48,6 +50,11 @@ class Message {
   [[nodiscard]] std::span<const std::byte> payload() const noexcept { return payload_; }
   [[nodiscard]] std::string_view text() const noexcept { return BytesView(payload_).text(); }
   [[nodiscard]] std::span<const std::byte> extension() const noexcept { return extension_; }
+  /// How long the peer still waited for the answer when it asked, if it has told (`RequestOptions::tell_timeout`); then
+  /// the first 8 bytes of `extension` are that.
+  [[nodiscard]] std::optional<std::chrono::milliseconds> told_timeout() const noexcept {
+    return is_request() ? wire::read_told_timeout(extension_) : std::nullopt;
+  }
 
   /// A copy that owns its bytes. The copy of a request takes over the duty to answer: from now on
   /// `OwnedMessage::respond` answers it, from any thread, and `Session::respond` with this message says `not_found`.
@@ -102,6 +109,10 @@ class OwnedMessage {
   }
   [[nodiscard]] std::string_view text() const noexcept { return BytesView(payload()).text(); }
   [[nodiscard]] std::span<const std::byte> extension() const noexcept { return {bytes_.get(), extension_size_}; }
+  /// As `Message::told_timeout`.
+  [[nodiscard]] std::optional<std::chrono::milliseconds> told_timeout() const noexcept {
+    return is_request() ? wire::read_told_timeout(extension()) : std::nullopt;
+  }
   /// True if it was made within the process.
   [[nodiscard]] bool is_local() const noexcept { return local_; }
 

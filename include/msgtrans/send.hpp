@@ -58,6 +58,8 @@ struct SendOptions {
   /// Instead of `SessionOptions::compression`; `no_compression` sends it as it is. A level out of its range is taken
   /// for the nearest that is not.
   std::optional<CompressionOptions> compression = {};
+  /// Of `async_send`: how long to wait for room in the queue; zero: for ever. The others do not wait.
+  std::chrono::milliseconds timeout{0};
 };
 
 struct RequestOptions {
@@ -68,6 +70,9 @@ struct RequestOptions {
   /// How long to wait for room in the queue and for the answer together; unset: `SessionOptions::request_timeout`;
   /// zero: for ever.
   std::optional<std::chrono::milliseconds> timeout = {};
+  /// Tells the peer what is left of the timeout when the request goes out, in 8 bytes before `extension`; the peer's
+  /// `Message::told_timeout` reads them. For peers that know of it.
+  bool tell_timeout = false;
   /// As `SendOptions::compression`.
   std::optional<CompressionOptions> compression = {};
 };

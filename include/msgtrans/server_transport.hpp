@@ -55,6 +55,7 @@ struct ErrorEvent {
 /// Called on shard threads; must not block; may make any call of the library that does not block.
 using MessageHandler = std::function<void(Session&, const Message&)>;
 using DisconnectHandler = std::function<void(Session&, const Error& reason)>;
+using WritableHandler = std::function<void(Session&)>;
 using ErrorHandler = std::function<void(const ErrorEvent&)>;
 
 /// Checked by the constructor of `ServerTransport`.
@@ -70,6 +71,10 @@ struct ServerOptions {
   std::size_t max_sessions = 1'000'000;
   /// Sessions at once from one address; 0: no limit. Unix sockets have no address, and are not counted.
   std::size_t max_sessions_per_address = 0;
+  /// What all sessions together may have queued for sending, in bytes on the wire; strict, counted with the message
+  /// being added, but for answers: while these are over it, a session is handed nothing more until its own are written.
+  /// At the limit `send` says `would_block` whatever the session's policy, and `async_send` waits. 0: no limit.
+  std::size_t outbound_bytes_total = 0;
   /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
   std::chrono::milliseconds drain{5'000};
   /// Events kept for subscribers that are behind, and on their way to them; rounded up to a power of two. 1 to 2^24.
@@ -115,6 +120,7 @@ struct ServerStats {
   std::uint64_t requests = 0;             ///< requests that this end made
   std::uint64_t requests_timed_out = 0;   ///< of those
   std::uint64_t unmatched_responses = 0;  ///< late, duplicate and forged answers, dropped
+  std::uint64_t throttled = 0;            ///< times that a session was over its rate, and not read from for a while
   std::uint64_t sessions_swept = 0;       ///< ended by `SessionManager::sweep`
   // As in `SessionStats`:
   std::uint64_t compressed_packets = 0;       ///< whose payload was compressed ...
@@ -196,6 +202,10 @@ class ServerTransport {
   /// Called exactly once for each session that was accepted, after its last message, with the reason. What a session's
   /// coroutine has in its mailbox by then is still received there.
   void on_disconnect(DisconnectHandler handler);
+  /// Called when a session's outbound queue, which a message was not taken into or dropped from, has come down to its
+  /// low mark, and nobody waits in `async_send`: once for each time that it was full. By then a `send` on another
+  /// thread may not have returned yet.
+  void on_writable(WritableHandler handler);
   /// Called for what no call can report: a handler's exception, a protocol error, a failed accept.
   void on_error(ErrorHandler handler);
 

@@ -16,6 +16,23 @@ enum class SlowConsumer : std::uint8_t {
   close,        ///< the session ends with `Errc::slow_consumer`
 };
 
+/// TCP's own probes of a connection on which nothing moves; other transports ignore them.
+struct TcpKeepAlive {
+  std::chrono::seconds idle{0};       ///< without a byte, before the first probe; zero: off. Up to 32767 s.
+  std::chrono::seconds interval{10};  ///< between probes. 1 to 32767 s.
+  int probes = 3;                     ///< without an answer, after which the connection is lost. 1 to 127.
+};
+
+/// The outbound queue's bounds of one session, and what happens there. Checked as `SessionOptions` are, where they come
+/// from; see there.
+struct OutboundLimits {
+  std::size_t bytes = 1024 * 1024;
+  std::size_t packets = 4096;
+  SlowConsumer slow_consumer = SlowConsumer::wait;
+
+  friend bool operator==(const OutboundLimits&, const OutboundLimits&) = default;
+};
+
 /// Limits and deadlines of one session. Durations: zero means off. Checked by the call that takes them.
 struct SessionOptions {
   /// Largest payload on the wire, either way, in bytes; itself allowed. 1 byte to 1 GiB.
@@ -31,6 +48,20 @@ struct SessionOptions {
   std::size_t outbound_bytes = 1024 * 1024;
   std::size_t outbound_packets = 4096;
   SlowConsumer slow_consumer = SlowConsumer::wait;
+  /// Where a queue that was found full counts as emptied, in percent of its budget: then `on_writable` is called, and
+  /// packets that were held back for their answers are handed out again. 0 to 99.
+  unsigned low_mark_percent = 50;
+
+  /// Requests of the peer that were handed out and retained, and are not answered yet. At so many nothing more is
+  /// handed out, nor read, until one of them is answered or given up; answers of the peer behind them wait as well.
+  /// 0: no limit.
+  std::size_t max_requests_in_flight = 4096;
+  /// What the peer may send: packets, and bytes on the wire, a second, and at once after a pause. A session over its
+  /// rate is not read from until it is within it again. A rate of 0: no limit; a burst of 0: one second's worth.
+  std::uint64_t packets_per_second = 0;
+  std::uint64_t packet_burst = 0;
+  std::uint64_t bytes_per_second = 0;
+  std::uint64_t byte_burst = 0;
 
   /// For what is sent, answers too, by calls that say nothing else. A payload over `max_decompressed` is not
   /// compressed; a compressed one may be over `max_payload` before, but not on the wire.
@@ -58,9 +89,14 @@ struct SessionOptions {
 
   /// Send small packets at once (TCP_NODELAY).
   bool no_delay = true;
+  TcpKeepAlive tcp_keep_alive = {};
+  /// Bytes that were sent, and not acknowledged by the peer's system for this long, lose the connection
+  /// (TCP_USER_TIMEOUT), and probes that stay unanswered. Zero: as the system does.
+  std::chrono::milliseconds tcp_user_timeout{0};
 };
 
 /// Names the first option that is out of its range, with its value; no error if none is.
 [[nodiscard]] Error validate(const SessionOptions& options);
+[[nodiscard]] Error validate(const OutboundLimits& limits);
 
 }  // namespace msgtrans

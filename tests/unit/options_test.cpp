@@ -31,6 +31,7 @@ using msgtrans::Error;
 using msgtrans::SendResult;
 using msgtrans::SessionOptions;
 using msgtrans::SlowConsumer;
+using msgtrans::TcpKeepAlive;
 
 // --- SessionOptions
 
@@ -40,6 +41,12 @@ TEST(SessionOptions, DefaultsAreTheDocumentedOnesAndValid) {
   EXPECT_EQ(options.max_decompressed, 16'777'216U);
   EXPECT_EQ(options.max_extension, 65'535U);
   EXPECT_EQ(options.outbound_bytes, 1'048'576U);
+  EXPECT_EQ(options.low_mark_percent, 50U);
+  EXPECT_EQ(options.max_requests_in_flight, 4096U);
+  EXPECT_EQ(options.packets_per_second, 0U);
+  EXPECT_EQ(options.bytes_per_second, 0U);
+  EXPECT_EQ(options.tcp_keep_alive.idle, 0s);
+  EXPECT_EQ(options.tcp_user_timeout, 0ms);
   EXPECT_EQ(options.outbound_packets, 4'096U);
   EXPECT_EQ(options.slow_consumer, SlowConsumer::wait);
   EXPECT_EQ(options.compression.codec, msgtrans::Compression::none);
@@ -83,6 +90,14 @@ std::vector<OptionCase> option_cases() {
       options.compression.*member = static_cast<std::remove_reference_t<decltype(options.compression.*member)>>(value);
     };
   };
+  const auto probes = [](auto member) {
+    return [member](SessionOptions& options, std::int64_t value) {
+      options.tcp_keep_alive.*member =
+          static_cast<std::remove_reference_t<decltype(options.tcp_keep_alive.*member)>>(value);
+    };
+  };
+  constexpr std::int64_t rate = std::int64_t{1} << 62;
+  const char* const any_rate = "must be from 0 to 4611686018427387904";
   const char* const off_to_year = "must be from 0 (off) to a year";
   return {
       {"max_payload", number(&SessionOptions::max_payload), 1, gib, any32, "must be from 1 to 1073741824"},
@@ -92,6 +107,12 @@ std::vector<OptionCase> option_cases() {
       {"outbound_packets", number(&SessionOptions::outbound_packets), 1, 50'000'000, any64,
        "must be from 1 to 50000000"},
       {"slow_consumer", number(&SessionOptions::slow_consumer), 0, 2, 255, "must be from 0 to 2"},
+      {"low_mark_percent", number(&SessionOptions::low_mark_percent), 0, 99, any32, "must be from 0 to 99"},
+      {"packets_per_second", number(&SessionOptions::packets_per_second), 0, rate, any64, any_rate},
+      {"packet_burst", number(&SessionOptions::packet_burst), 0, rate, any64, any_rate},
+      {"bytes_per_second", number(&SessionOptions::bytes_per_second), 0, rate, any64, any_rate},
+      {"byte_burst", number(&SessionOptions::byte_burst), 0, rate, any64, any_rate},
+      {"tcp_keep_alive.probes", probes(&TcpKeepAlive::probes), 1, 127, 0x7FFF'FFFF, "must be from 1 to 127"},
       {"compression.codec", compression(&CompressionOptions::codec), 0, 2, 255, "must be from 0 to 2"},
       {"compression.threshold", compression(&CompressionOptions::threshold), 0, gib, any32,
        "must be from 0 to 1073741824"},
@@ -103,6 +124,7 @@ std::vector<OptionCase> option_cases() {
        "must be from 1 to 1000"},
       {"read_stall_timeout", milliseconds(&SessionOptions::read_stall_timeout), 0, year, any64, off_to_year},
       {"write_stall_timeout", milliseconds(&SessionOptions::write_stall_timeout), 0, year, any64, off_to_year},
+      {"tcp_user_timeout", milliseconds(&SessionOptions::tcp_user_timeout), 0, year, any64, off_to_year},
       {"close_timeout", milliseconds(&SessionOptions::close_timeout), 1, year, any64, "must be from 1 ms to a year"},
   };
 }
@@ -159,6 +181,16 @@ TEST(SessionOptions, ALevelOfCompressionIsOnItsCodecsScale) {
   EXPECT_EQ(error(Compression::zlib, 10), "compression.level is 10, must be from 0 to 9");
   EXPECT_EQ(validate(options).code, Errc::invalid_option);
   EXPECT_EQ(error(Compression::none, 10), "") << "nobody uses it";
+}
+
+TEST(SessionOptions, TheTimesOfKeepAliveAreInSeconds) {
+  SessionOptions options;
+  options.tcp_keep_alive = {.idle = 32'767s, .interval = 32'767s, .probes = 127};
+  EXPECT_FALSE(validate(options));
+  options.tcp_keep_alive.idle = 32'768s;
+  EXPECT_EQ(validate(options).text, "tcp_keep_alive.idle is 32768 s, must be from 0 to 32767");
+  options.tcp_keep_alive = {.interval = 0s};
+  EXPECT_EQ(validate(options).text, "tcp_keep_alive.interval is 0 s, must be from 1 to 32767");
 }
 
 TEST(SessionOptions, ANegativeSizeIsNotTakenForALargeOne) {

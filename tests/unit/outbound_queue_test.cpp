@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -15,6 +17,7 @@
 #include <ostream>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace msgtrans::protocol {
@@ -792,6 +795,75 @@ TEST(OutboundBudget, TheLargestLimitsFitWithoutOneCountSpillingIntoTheOther) {
   budget.release(most);
   budget.release(most);
   EXPECT_EQ(budget.depth(), OutboundDepth{});
+}
+
+TEST(OutboundLimit, HoldsBothHalvesAndPartsOfThem) {
+  constexpr OutboundDepth most{OutboundBudget::max_bytes, OutboundBudget::max_packets};
+  OutboundLimit limit({100, 7});
+  EXPECT_EQ(limit.get(), (OutboundDepth{100, 7}));
+  limit.set(most);
+  EXPECT_EQ(limit.get(), most);
+  EXPECT_EQ(part_of(most, 50), (OutboundDepth{most.bytes / 2, most.packets / 2}));
+  EXPECT_EQ(part_of({100, 10}, 99), (OutboundDepth{99, 9}));
+  EXPECT_EQ(part_of(most, 0), OutboundDepth{});
+}
+
+// --- OutboundTotal
+
+TEST(OutboundTotal, TakesUpToTheLimitAndMoreOnlyWhenNothingIsQueued) {
+  OutboundTotal total(100);
+  EXPECT_TRUE(total.try_reserve(500));
+  EXPECT_TRUE(total.exhausted());
+  EXPECT_FALSE(total.try_reserve(1));
+  EXPECT_TRUE(total.release(500));
+  EXPECT_TRUE(total.try_reserve(60));
+  EXPECT_FALSE(total.try_reserve(41));
+  EXPECT_TRUE(total.try_reserve(40));
+  EXPECT_EQ(total.used(), 100U);
+}
+
+TEST(OutboundTotal, WakesOnceAndOnlyIfSomebodyWasRefusedAndHalfIsFree) {
+  OutboundTotal total(100);
+  EXPECT_TRUE(total.try_reserve(100));
+  EXPECT_FALSE(total.release(60)) << "nobody was refused";
+  EXPECT_TRUE(total.try_reserve(60));
+  EXPECT_FALSE(total.try_reserve(1));
+  EXPECT_TRUE(total.starved());
+  EXPECT_FALSE(total.release(49)) << "over half";
+  EXPECT_TRUE(total.release(1));
+  EXPECT_FALSE(total.starved());
+  EXPECT_FALSE(total.release(50)) << "they were told";
+}
+
+TEST(OutboundTotal, NeverLosesWhoWasRefusedWhileItEmptied) {
+  constexpr std::size_t limit = 1000;
+  constexpr int rounds = 20'000;
+  OutboundTotal total(limit);
+  std::atomic<int> wakes{0};
+  std::thread releases([&] {
+    for (int i = 0; i < rounds;) {
+      if (total.used() < limit) {
+        std::this_thread::yield();
+        continue;
+      }
+      if (total.release(limit)) wakes.fetch_add(1);
+      ++i;
+    }
+  });
+  for (int i = 0; i < rounds; ++i) {
+    while (total.used() != 0) std::this_thread::yield();
+    ASSERT_TRUE(total.try_reserve(limit));
+    const int before = wakes.load();
+    // Refused: told of room afterwards. Not refused: there was room, and it is given back below.
+    if (total.try_reserve(1)) {
+      (void)total.release(1);
+    } else {
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      while (wakes.load() == before && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      ASSERT_NE(wakes.load(), before) << "never told";
+    }
+  }
+  releases.join();
 }
 
 }  // namespace

@@ -715,6 +715,119 @@ TEST(SessionProtocolHeartbeat, IsNoPacketForTheIdleTimeout) {
   EXPECT_EQ(owner.session.reason().code, Errc::idle_timeout);
 }
 
+// --- rates
+
+TEST(SessionProtocolRate, HandsOutABurstAndThenWhatTheRateAllows) {
+  SessionOptions options = without_deadlines();
+  options.packets_per_second = 10;
+  options.packet_burst = 3;
+  Owner owner(options);
+  owner.receive(requests(1, 6));
+  EXPECT_EQ(owner.ids(), counted(1, 3));
+  EXPECT_FALSE(owner.session.wants_read());
+  EXPECT_FALSE(owner.session.resumable());
+  for (std::uint32_t id = 4; id <= 6; ++id) {
+    EXPECT_EQ(owner.session.deadline(), owner.now + 100ms);
+    owner.now += 100ms - 1ns;
+    owner.session.expire(owner.now);
+    EXPECT_FALSE(owner.session.resumable());
+    owner.now += 1ns;
+    owner.session.expire(owner.now);
+    ASSERT_TRUE(owner.session.resumable());
+    owner.resume();
+    EXPECT_EQ(owner.ids(), counted(1, id));
+  }
+  EXPECT_EQ(owner.shared.throttled.value(), 4U);
+}
+
+TEST(SessionProtocolRate, OfBytesCountsWholePacketsAndHeartbeatsToo) {
+  SessionOptions options = without_deadlines();
+  options.bytes_per_second = 1000;
+  options.byte_burst = 100;
+  options.heartbeat_interval = 10s;
+  Owner owner(options);
+  owner.receive(request(1, random_bytes(1084, 1)));
+  EXPECT_EQ(owner.ids(), counted(1, 1)) << "what is larger than the burst is handed out, and paid for afterwards";
+  EXPECT_EQ(owner.session.deadline(), owner.now + 1001ms);
+  owner.now += 1001ms;
+  owner.session.expire(owner.now);
+  EXPECT_TRUE(owner.session.wants_read());
+  owner.receive(heartbeat());
+  EXPECT_FALSE(owner.session.wants_read());
+}
+
+TEST(SessionProtocolRate, WhileItWaitsThePeerIsNeitherIdleNorSilentNorStalled) {
+  SessionOptions options;
+  options.packets_per_second = 1;
+  options.packet_burst = 1;
+  options.idle_timeout = 100ms;
+  options.heartbeat_interval = 50ms;
+  options.read_stall_timeout = 100ms;
+  Owner owner(options);
+  owner.receive(requests(1, 5) + Bytes(3));
+  for (int i = 0; i < 300 && owner.ids().size() < 5; ++i) {
+    owner.now += 20ms;
+    owner.session.expire(owner.now);
+    if (owner.session.resumable()) owner.resume();
+  }
+  EXPECT_EQ(owner.ids(), counted(1, 5));
+  EXPECT_EQ(owner.session.phase(), Phase::open) << owner.session.reason().message();
+}
+
+TEST(SessionProtocol, HeldForAnswersItHandsOutNothing) {
+  Owner owner(without_deadlines());
+  owner.during = [&] { owner.session.hold_for_answers(true); };
+  owner.receive(requests(1, 3));
+  EXPECT_EQ(owner.ids(), counted(1, 1));
+  EXPECT_FALSE(owner.session.wants_read());
+  owner.session.hold_for_answers(false);
+  ASSERT_TRUE(owner.session.resumable());
+  owner.resume();
+  EXPECT_EQ(owner.ids(), counted(1, 2));
+}
+
+TEST(SessionProtocol, TheLowMarkIsWhereItGoesOnAfterAPause) {
+  for (const unsigned percent : {0U, 30U, 90U}) {
+    SessionOptions options = without_deadlines();
+    options.outbound_bytes = 1000;
+    options.low_mark_percent = percent;
+    Owner owner(options, 100);
+    owner.receive(requests(1, 20));
+    EXPECT_EQ(owner.ids(), counted(1, 10));
+    owner.write(1000 - percent * 10 - 100);
+    EXPECT_FALSE(owner.session.resumable());
+    owner.write(100);
+    EXPECT_TRUE(owner.session.resumable());
+  }
+}
+
+TEST(SessionProtocol, ItsLimitCanBeChanged) {
+  SessionOptions options = without_deadlines();
+  options.outbound_bytes = 1000;
+  Owner owner(options, 100);
+  owner.session.set_outbound_limit({300, 100});
+  owner.receive(requests(1, 20));
+  EXPECT_EQ(owner.ids(), counted(1, 3));
+}
+
+TEST(SessionProtocol, WithTheTotalUsedUpItHandsOutOneByOne) {
+  OutboundTotal total(1000);
+  Owner owner(without_deadlines(), 100);
+  owner.shared.total = &total;
+  total.reserve(1000);
+  owner.receive(requests(1, 5));
+  for (std::uint32_t id = 1; id <= 3; ++id) {
+    EXPECT_EQ(owner.ids(), counted(1, id));
+    owner.write();
+    ASSERT_TRUE(owner.session.resumable());
+    owner.resume();
+  }
+  owner.write();
+  (void)total.release(1000);
+  owner.resume();
+  EXPECT_EQ(owner.ids(), counted(1, 5));
+}
+
 TEST(SessionProtocolDeadlines, AReadStallRunsFromTheLastByteWithinAPacket) {
   auto options = without_deadlines();
   options.read_stall_timeout = 30s;

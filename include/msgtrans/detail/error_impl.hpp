@@ -48,6 +48,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::peer_silent: return "peer is silent";
       case Errc::read_stalled: return "peer stopped inside a packet";
       case Errc::write_stalled: return "peer stopped reading";
+      case Errc::send_timeout: return "no room in time";
       case Errc::slow_consumer: return "slow consumer";
       case Errc::handler_failed: return "handler failed";
       case Errc::actor_failed: return "actor failed";

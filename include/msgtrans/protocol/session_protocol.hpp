@@ -7,8 +7,10 @@
 #include <memory>
 #include <msgtrans/error.hpp>
 #include <msgtrans/protocol/counter.hpp>
+#include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/protocol/outbound_queue.hpp>
 #include <msgtrans/protocol/time.hpp>
+#include <msgtrans/protocol/token_bucket.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/wire/compression.hpp>
 #include <msgtrans/wire/decoder.hpp>
@@ -25,6 +27,8 @@ namespace msgtrans::protocol {
 struct SharedResources {
   wire::BufferPool buffers;
   OutboundQueuePool queues{buffers};
+  OutboundTotal* total = nullptr;       ///< of all sessions of the server, if that is limited
+  Counter throttled;                    ///< times that a session was over its rate; any thread may read it
   const void* reader = nullptr;         ///< the session whose read is being delivered
   std::size_t reading = 0;              ///< bytes of that read
   std::vector<std::byte> decompressed;  ///< the payload being delivered, if it came compressed
@@ -55,10 +59,13 @@ class SessionProtocol {
   };
 
   /// `options` and `shared` must outlive this.
-  SessionProtocol(const SessionOptions& options, SharedResources& shared, TimePoint now) noexcept
+  SessionProtocol(const SessionOptions& options, SharedResources& shared, TimePoint now)
       : options_(&options),
         shared_(&shared),
         decoder_(limits_of(options), shared.buffers),
+        rates_(options.packets_per_second != 0 || options.bytes_per_second != 0 ? std::make_unique<Rates>(options, now)
+                                                                                : nullptr),
+        limit_{options.outbound_bytes, options.outbound_packets},
         began_(now),
         last_read_(now),
         last_packet_(now),
@@ -220,6 +227,12 @@ class SessionProtocol {
   /// Hands out nothing while held: whoever gets the packets has no room for another.
   void hold(bool held) noexcept { held_ = held; }
   [[nodiscard]] bool held() const noexcept { return held_; }
+  /// The same while too many of the peer's requests want their answers.
+  void hold_for_answers(bool held) noexcept { held_for_answers_ = held; }
+  [[nodiscard]] bool held_for_answers() const noexcept { return held_for_answers_; }
+
+  /// Bounds the answers that may be queued while more is handed out; instead of the options'.
+  void set_outbound_limit(OutboundDepth limit) noexcept { limit_ = limit; }
 
   /// An answer is on its way into the queue: it counts as being there, until it is, or is given up.
   void answer_under_way(std::size_t size) noexcept {
@@ -267,6 +280,7 @@ class SessionProtocol {
       if (after.count() != 0) earliest = std::min(earliest, TimePoint(from + after));
     };
     if (blocked_) at(blocked_since_, options_->write_stall_timeout);
+    if (throttled_) earliest = std::min(earliest, rates_->ready);
     if (accepts() && !peer_ended_) {
       if (packets_in_.value() == 0) at(began_, options_->first_packet_timeout);
       if (options_->idle_timeout.count() != 0) at(last_packet_, options_->idle_timeout);
@@ -284,6 +298,10 @@ class SessionProtocol {
       return after.count() != 0 && now >= from + after;
     };
     if (ended()) return;
+    if (throttled_) {
+      last_packet_ = now;  // more is there, and waits for us
+      throttled_ = now < rates_->ready;
+    }
     if (blocked_ && passed(blocked_since_, options_->write_stall_timeout)) return abort(Errc::write_stalled);
     if (now >= end_by_) return abort(Errc::drain_expired);
     if (!accepts() || peer_ended_) return;
@@ -314,16 +332,39 @@ class SessionProtocol {
  private:
   /// Whether the next packet may be handed out: between the marks it stays as it was.
   [[nodiscard]] bool deliverable() noexcept {
-    if (!accepts() || muted_ || held_) return false;
+    if (!accepts() || muted_ || held_ || held_for_answers_ || throttled_) return false;
     OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
     answers.bytes += answers_under_way_.bytes;
     answers.packets += answers_under_way_.packets;
-    if (answers.bytes >= options_->outbound_bytes || answers.packets >= options_->outbound_packets) {
+    // With the server's total used up each session may still have one answer on its way, or nothing would move.
+    const bool over_total = answers.packets != 0 && shared_->total != nullptr && shared_->total->exhausted();
+    if (answers.bytes >= limit_.bytes || answers.packets >= limit_.packets || over_total) {
       paused_ = true;
-    } else if (answers.bytes <= options_->outbound_bytes / 2 && answers.packets <= options_->outbound_packets / 2) {
-      paused_ = false;
+    } else if (paused_) {
+      const OutboundDepth low = part_of(limit_, options_->low_mark_percent);
+      paused_ = answers.bytes > low.bytes || answers.packets > low.packets;
     }
     return !paused_;
+  }
+
+  struct Rates {
+    Rates(const SessionOptions& options, TimePoint now) noexcept
+        : packets(options.packets_per_second, burst(options.packet_burst, options.packets_per_second), now),
+          bytes(options.bytes_per_second, burst(options.byte_burst, options.bytes_per_second), now) {}
+    static std::uint64_t burst(std::uint64_t given, std::uint64_t rate) noexcept { return given != 0 ? given : rate; }
+
+    TokenBucket packets;
+    TokenBucket bytes;
+    TimePoint ready{};  // while throttled
+  };
+
+  /// A packet counts whole when it is handed out, so the next is what waits.
+  void charge(std::size_t size, TimePoint now) noexcept {
+    rates_->packets.take(1, now);
+    rates_->bytes.take(size, now);
+    rates_->ready = std::max(rates_->packets.ready_at(now), rates_->bytes.ready_at(now));
+    throttled_ = rates_->ready > now;
+    if (throttled_) shared_->throttled.add(1);
   }
 
   [[nodiscard]] std::chrono::milliseconds longest_silence() const noexcept {
@@ -355,6 +396,7 @@ class SessionProtocol {
         case wire::Decoder::Status::packet: break;
       }
       packets_in_.add(1);
+      if (rates_) charge(packet.header.packet_size(), now);
       if (options_->heartbeat_interval.count() != 0 && is_heartbeat(packet)) continue;
       last_packet_ = now;
       if (packet.header.compression == wire::Compression::none) [[likely]] {
@@ -399,12 +441,16 @@ class SessionProtocol {
   wire::Decoder decoder_;
   std::unique_ptr<OutboundQueue> queue_;  // only while there is something to write
   std::unique_ptr<Error> reason_;
+  std::unique_ptr<Rates> rates_;  // null: no limit
+  OutboundDepth limit_;
   OutboundDepth answers_under_way_;
   wire::MessageIdCounter ids_;
   Phase phase_ = Phase::open;
   bool paused_ = false;  // the answers have been over their budget and not yet under half of it
   bool muted_ = false;
   bool held_ = false;
+  bool held_for_answers_ = false;
+  bool throttled_ = false;
   bool parked_ = false;  // whole packets may wait undecoded
   bool peer_ended_ = false;
   bool heartbeat_queued_ = false;

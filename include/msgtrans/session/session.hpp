@@ -9,6 +9,7 @@
 #include <msgtrans/message.hpp>
 #include <msgtrans/send.hpp>
 #include <msgtrans/session_id.hpp>
+#include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
 #include <msgtrans/transport/tls.hpp>
@@ -101,6 +102,11 @@ class Session {
   /// while a handle to the session is kept.
   [[nodiscard]] const TlsPeer* tls() const noexcept;
   [[nodiscard]] SessionStats stats() const noexcept;
+  /// The bounds of its outbound queue: at first those of `SessionOptions`.
+  [[nodiscard]] OutboundLimits outbound_limits() const noexcept;
+  /// From now on these. Any thread. What is queued stays, also over the new bounds; with `drop_oldest` it goes when the
+  /// next message is added. \throws Exception with `invalid_option`, or std::bad_alloc; then nothing has changed.
+  void set_outbound_limits(const OutboundLimits& limits);
   /// The executor of the shard that serves this session: work on it runs one at a time with the session's handlers.
   [[nodiscard]] detail::asio::any_io_executor get_executor() const noexcept;
 
@@ -119,7 +125,8 @@ class Session {
 
   /// Queues a one-way message, waiting for room if there is none; waiting messages go in the order they came, before
   /// later ones of `send`. Any thread; the bytes are copied by this call.
-  /// Completes with `void(error_code)`: success (accepted), `too_large`, `closed`, or `operation_aborted`.
+  /// Completes with `void(error_code)`: success (accepted), `too_large`, `closed`, `send_timeout` (see
+  /// `SendOptions::timeout`; the message is not taken), or `operation_aborted`.
   /// Cancellation (all types): ends the wait; the message is not taken. An accepted message cannot be called back.
   template <class CompletionToken>
   auto async_send(BytesView payload, const SendOptions& options, CompletionToken&& token) {
