@@ -704,6 +704,7 @@ OutgoingCommandPtr SessionState::take_waiting(F&& f) noexcept {
 /// High priority first, each lane in order and against its own budget.
 void SessionState::admit_waiting() noexcept {
   if (!waiting_ || !protocol_.accepts()) return;
+  publish_answers();  // those that were just written are no more in the way, and nobody may come back here
   for (const std::size_t lane : {std::size_t{1}, std::size_t{0}}) {
     auto& line = waiting_->lanes[lane];
     while (!line.empty() && reserve_waited(*line.front())) {
