@@ -35,6 +35,7 @@
 #include <string>
 #include <thread>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -72,6 +73,10 @@ std::size_t resident_bytes() {
 std::size_t open_descriptors() {
   const std::filesystem::directory_iterator directory("/proc/self/fd");
   return static_cast<std::size_t>(std::distance(begin(directory), end(directory)));
+}
+
+double mebibytes(std::size_t bytes) {
+  return static_cast<double>(bytes) / (1024.0 * 1024.0);
 }
 
 /// Operations by how they ended. What is not expected is unaccounted.
@@ -412,6 +417,7 @@ void subscribe(const std::shared_ptr<Subscription<Event>>& subscription) {
 
 struct Sample {
   std::size_t resident;
+  std::size_t in_use;  ///< of the heap: what allocators keep is in the other, not in this
   std::size_t descriptors;
 };
 
@@ -503,15 +509,17 @@ std::vector<Sample> run(std::chrono::seconds duration) {
     for (auto next = begun; next < begun + duration;) {
       next += std::min<Clock::duration>(500ms, Clock::duration(duration) / 30);
       std::this_thread::sleep_until(next);
-      samples.push_back({resident_bytes(), open_descriptors()});
+      samples.push_back({resident_bytes(), ::mallinfo2().uordblks, open_descriptors()});
       static auto told = begun;
       if (next < told + 10s) continue;
       told += 10s;
       std::printf(
-          "%5lld s: %7.1f MiB resident, %4zu descriptors, %4zu sessions; %llu connects, %llu requests, %llu sends, "
+          "%5lld s: %7.1f MiB resident, %6.1f in use; %4zu descriptors, %4zu sessions; %llu connects, %llu requests, "
+          "%llu sends, "
           "%llu by pools, %llu events; %llu wrong\n",
-          static_cast<long long>((told - begun) / 1s), static_cast<double>(samples.back().resident) / (1024.0 * 1024.0),
-          samples.back().descriptors, handlers.session_count() + coroutines.session_count(),
+          static_cast<long long>((told - begun) / 1s), mebibytes(samples.back().resident),
+          mebibytes(samples.back().in_use), samples.back().descriptors,
+          handlers.session_count() + coroutines.session_count(),
           static_cast<unsigned long long>(soak->connects.total()),
           static_cast<unsigned long long>(soak->requests.total()), static_cast<unsigned long long>(soak->sends.total()),
           static_cast<unsigned long long>(soak->pooled.total()), static_cast<unsigned long long>(soak->events.load()),
@@ -554,20 +562,24 @@ int main(int argc, char** argv) {
     soak->fail("nothing succeeded");
   }
   const auto third = samples.size() / 3;
-  const auto resident = [](const Sample& sample) { return sample.resident; };
-  const auto descriptors = [](const Sample& sample) { return sample.descriptors; };
-  const auto resident_first = median(samples, 0, third, resident);
-  const auto resident_last = median(samples, samples.size() - third, samples.size(), resident);
-  const auto descriptors_first = median(samples, 0, third, descriptors);
-  const auto descriptors_last = median(samples, samples.size() - third, samples.size(), descriptors);
-  std::printf("  first and last third: %.1f and %.1f MiB resident, %zu and %zu descriptors; %zu before and %zu after\n",
-              static_cast<double>(resident_first) / (1024.0 * 1024.0),
-              static_cast<double>(resident_last) / (1024.0 * 1024.0), descriptors_first, descriptors_last,
-              descriptors_before, descriptors_after);
-  constexpr std::size_t allowed_bytes = std::size_t{24} << 20;  // what allocators and pools keep
-  if (!sanitized && resident_last > resident_first + resident_first / 10 + allowed_bytes) {
-    soak->fail("resident memory grows");
-  }
+  const auto first_and_last = [&](auto value) {
+    return std::pair(median(samples, 0, third, value), median(samples, samples.size() - third, samples.size(), value));
+  };
+  const auto [resident_first, resident_last] = first_and_last([](const Sample& sample) { return sample.resident; });
+  const auto [used_first, used_last] = first_and_last([](const Sample& sample) { return sample.in_use; });
+  const auto [descriptors_first, descriptors_last] =
+      first_and_last([](const Sample& sample) { return sample.descriptors; });
+  std::printf(
+      "  first and last third: %.1f and %.1f MiB resident, %.1f and %.1f in use, %zu and %zu descriptors; %zu before "
+      "and "
+      "%zu after\n",
+      mebibytes(resident_first), mebibytes(resident_last), mebibytes(used_first), mebibytes(used_last),
+      descriptors_first, descriptors_last, descriptors_before, descriptors_after);
+  const auto grows = [](std::size_t first, std::size_t last, std::size_t allowed_mebibytes) {
+    return !sanitized && last > first + first / 10 + (allowed_mebibytes << 20);
+  };
+  if (grows(resident_first, resident_last, 24)) soak->fail("resident memory grows");
+  if (grows(used_first, used_last, 6)) soak->fail("memory in use grows");
   if (descriptors_last > descriptors_first + descriptors_first / 5 + 10) soak->fail("descriptors grow");
   constexpr std::size_t allowed_descriptors = 5;  // of Asio's own, made once
   if (descriptors_after > descriptors_before + allowed_descriptors) soak->fail("descriptors are left open");
