@@ -1172,6 +1172,7 @@ void SessionState::settle() noexcept {
       admit_waiting();
       if (protocol_.held_for_answers() && !waits_for_answers_.load()) protocol_.hold_for_answers(false);
       if (slow_.load() || writable_due_) {
+        publish_answers();  // those that were just written are no more in the way
         if (!told_writable) {
           told_writable = tell_writable();
         } else if (is_emptied()) {
