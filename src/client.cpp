@@ -535,6 +535,12 @@ void ClientTransport::close() {
 SessionStats ClientTransport::stats() const {
   return client_->stats();
 }
+RequestStats ClientTransport::request_stats() const {
+  const auto& counters = std::as_const(*client_->shard()).counters();
+  RequestStats stats{.counts = counters.requests.value(), .latency = {}};
+  counters.request_latency.add_to(stats.latency);
+  return stats;
+}
 detail::SessionPtr ClientTransport::current() const {
   return client_->current();
 }

@@ -114,6 +114,7 @@ ControlStats ControlLoop::stats() const noexcept {
   stats.events = events.broadcast;
   stats.events_dropped = events.dropped + events.lost;
   stats.events_missed = events.missed;
+  stats.event_lag = events.lag;
   stats.subscribers = events.subscribers;
   return stats;
 }

@@ -71,6 +71,7 @@ Server::Server(ServerOptions options)
     };
   }
   for (const auto& shard : shards_) {
+    shard->index = shard_executors_.size();
     shard->set_control(control_);
     shard->set_outbound_share(share);
     shard_executors_.emplace_back(ShardExecutor(shard));
@@ -150,15 +151,18 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
     error = Error(Errc::wrong_state, "the server has been stopped");
     return std::nullopt;
   }
-  Listener listener{.endpoint = endpoint,
-                    .options = std::make_shared<const ListenerOptions>(
-                        ListenerOptions{.session = session,
-                                        .handshake_timeout = options.handshake_timeout,
-                                        .make_connection = std::move(make_connection)}),
-                    .acceptors = {},
-                    .file = {},
-                    .tls = std::move(tls),
-                    .custom = custom_listener};
+  const auto record = std::make_shared<ListenerRecord>(
+      ListenerRecord{.endpoint = {}, .shards = std::vector<ConnectionCounters>(shards_.size())});
+  Listener listener{
+      .endpoint = endpoint,
+      .options = std::make_shared<const ListenerOptions>(ListenerOptions{.session = session,
+                                                                         .handshake_timeout = options.handshake_timeout,
+                                                                         .make_connection = std::move(make_connection),
+                                                                         .record = record}),
+      .acceptors = {},
+      .file = {},
+      .tls = std::move(tls),
+      .custom = custom_listener};
   if (custom) {
     listener.endpoint.path = custom_address;
     listener.endpoint.scheme = find_scheme(endpoint.scheme);  // the name that lasts
@@ -178,7 +182,9 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
       listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i], std::move(sockets[i]), endpoint.transport));
     }
   }
+  record->endpoint = listener.endpoint;
   listeners_.push_back(listener);
+  records_.push_back(record);
   if (state_ == State::running) start_accepting(listener);
   return listener.endpoint;
 }
@@ -208,8 +214,8 @@ void Server::start_accepting(const Listener& listener) {
   const bool deals = listener.acceptors.size() < shards_.size();
   for (std::size_t i = 0; i < listener.acceptors.size(); ++i) {
     Shard* const shard = shards_[i].get();
-    const auto failed = [self = shared_from_this(), shard](Error error) {
-      self->accept_failed(*shard, std::move(error));
+    const auto failed = [self = shared_from_this(), shard, record = listener.options->record](Error error) {
+      self->accept_failed(*shard, *record, std::move(error));
     };
     Acceptor::OnConnection take = [self = shared_from_this(), shard, deals, options = listener.options](
                                       Descriptor socket, Peer peer) {
@@ -228,21 +234,23 @@ void Server::start_custom(const Listener& listener) {
   CustomListener::OnConnection take = [self = shared_from_this(), options = listener.options,
                                        endpoint = listener.endpoint](std::unique_ptr<Connection> connection,
                                                                      std::string name) {
-    if (!connection)
-      return self->post_accept_failure(Error(Errc::handshake_failed, "the transport gave no connection"));
+    if (!connection) {
+      return self->post_accept_failure(options->record,
+                                       Error(Errc::handshake_failed, "the transport gave no connection"));
+    }
     self->deal_out({.connection = std::move(connection)},
                    {.transport = endpoint.transport, .path = std::move(name), .scheme = endpoint.scheme}, options);
   };
-  CustomListener::OnFailure failed = [self = shared_from_this()](Error error) {
-    self->post_accept_failure(std::move(error));
+  CustomListener::OnFailure failed = [self = shared_from_this(), record = listener.options->record](Error error) {
+    self->post_accept_failure(record, std::move(error));
   };
-  shard->post([self = shared_from_this(), custom = listener.custom, take = std::move(take),
-               failed = std::move(failed)]() mutable {
+  shard->post([self = shared_from_this(), custom = listener.custom, take = std::move(take), failed = std::move(failed),
+               record = listener.options->record]() mutable {
     if (!self->is_running()) return;
     try {
       custom->start(self->shards_.front()->executor(), std::move(take), std::move(failed));
     } catch (const std::exception& exception) {
-      self->no_memory(*self->shards_.front(), exception);
+      self->no_memory(*self->shards_.front(), *record, exception);
     }
   });
 }
@@ -254,19 +262,22 @@ void Server::deal_out(Link link, Peer peer, const std::shared_ptr<const Listener
       if (self->is_running()) self->accepted(*to, std::move(link), std::move(peer), options);
     });
   } catch (const std::bad_alloc&) {
-    post_accept_failure(make_error_code(boost::system::errc::not_enough_memory));
+    post_accept_failure(options->record, make_error_code(boost::system::errc::not_enough_memory));
   }
 }
 
-void Server::post_accept_failure(Error error) {
+void Server::post_accept_failure(const RecordPtr& listener, Error error) {
   auto& shard = shards_.front();
   insist([&] {
-    shard->post([self = shared_from_this(), shard = shard.get(), error] { self->accept_failed(*shard, error); });
+    shard->post([self = shared_from_this(), shard = shard.get(), listener, error] {
+      self->accept_failed(*shard, *listener, error);
+    });
   });
 }
 
-void Server::accept_failed(Shard& shard, Error error) noexcept {
+void Server::accept_failed(Shard& shard, ListenerRecord& listener, Error error) noexcept {
   shard.counters().accept_failures.add(1);
+  listener.of(shard).accept_failures.add(1);
   failed({{}, std::move(error), nullptr});
 }
 
@@ -317,6 +328,7 @@ void Server::accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<
     admitted = registry_->admit(peer);
     if (!admitted) {
       shard.counters().sessions_refused.add(1);
+      options->record->of(shard).sessions_refused.add(1);
       failed({{}, Error(Errc::too_many_sessions, "refused " + peer.to_string() + ": too many sessions"), nullptr});
       return;
     }
@@ -330,19 +342,21 @@ void Server::accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<
     const auto handshake = std::make_shared<Handshake>(
         shard.shared_from_this(), std::move(link),
         [self = shared_from_this(), raw = &shard, peer, options](const Error& error, Link agreed) mutable {
-          if (error) return self->handshake_failed(*raw, peer, error);
+          if (error) return self->handshake_failed(*raw, *options->record, peer, error);
           self->connected(*raw, std::move(agreed), std::move(peer), *options);
         });
     handshake->start(options->handshake_timeout);
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
     if (admitted) registry_->leave(peer);
-    no_memory(shard, exception);
+    no_memory(shard, *options->record, exception);
   }
 }
 
-void Server::handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept {
+void Server::handshake_failed(Shard& shard, ListenerRecord& listener, const Peer& peer, const Error& error) noexcept {
   registry_->leave(peer);
   shard.counters().handshake_failures.add(1);
+  shard.counters().handshakes_failed_by.add(error.code);
+  listener.of(shard).handshake_failures.add(1);
   try {
     failed({{}, Error(error.code, "no session with " + peer.to_string() + ": " + error.message()), nullptr});
   } catch (const std::bad_alloc&) {
@@ -350,8 +364,9 @@ void Server::handshake_failed(Shard& shard, const Peer& peer, const Error& error
   }
 }
 
-void Server::no_memory(Shard& shard, const std::exception& exception) noexcept {
+void Server::no_memory(Shard& shard, ListenerRecord& listener, const std::exception& exception) noexcept {
   shard.counters().accept_failures.add(1);
+  listener.of(shard).accept_failures.add(1);
   try {
     failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});
   } catch (const std::bad_alloc&) {
@@ -365,6 +380,7 @@ void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions
   try {
     state = SessionPtr(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(),
                                         options.session, std::move(link), peer));
+    state->count_in(options.record->of(shard));
     registry_->add(state);
     Admission admission;
     if (on_connect && !silent_.load() &&
@@ -373,6 +389,7 @@ void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions
     }
     if (!admission.accepted) {
       shard.counters().sessions_refused.add(1);
+      options.record->of(shard).sessions_refused.add(1);
       failed({state->id(), Error(Errc::refused, "refused " + peer.to_string() + ": " + admission.reason), nullptr});
       state->refuse();
       registry_->remove(state->id());
@@ -392,7 +409,7 @@ void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions
       if (announced) control_->send_about(*state, ControlCommand::SessionRemoved{Error(Errc::refused)}, true);
     }
     registry_->leave(peer);
-    no_memory(shard, exception);
+    no_memory(shard, *options.record, exception);
   }
 }
 
@@ -549,21 +566,22 @@ ServerStats Server::stats() const {
   sum.sessions = registry_->size();
   for (const auto& shard : shards_) {
     const auto& counters = std::as_const(*shard).counters();
-    sum.sessions_total += counters.sessions_total.value();
     sum.sessions_refused += counters.sessions_refused.value();
     sum.accept_failures += counters.accept_failures.value();
     sum.handshake_failures += counters.handshake_failures.value();
-    sum.packets_in += counters.packets_in.value();
-    sum.packets_out += counters.packets_out.value();
-    sum.bytes_in += counters.bytes_in.value();
-    sum.bytes_out += counters.bytes_out.value();
     sum.protocol_errors += counters.protocol_errors.value();
     sum.handler_failures += counters.handler_failures.value();
     sum.unhandled += counters.unhandled.value();
     sum.dropped_oldest += counters.dropped_oldest.value();
     sum.dropped_at_close += counters.dropped_at_close.value();
-    sum.requests += counters.requests.value();
-    sum.requests_timed_out += counters.requests_timed_out.value();
+    sum.queued_bytes += counters.queued_bytes.value();
+    sum.queued_packets += counters.queued_packets.value();
+    sum.requests_received += counters.requests_received.value();
+    sum.answers_sent += counters.answers_sent.value();
+    sum.requests_by_outcome += counters.requests.value();
+    counters.request_latency.add_to(sum.request_latency);
+    counters.ends.add_to(sum.ends);
+    counters.handshakes_failed_by.add_to(sum.handshake_failures_by);
     sum.unmatched_responses += counters.unmatched_responses.value();
     sum.throttled += std::as_const(*shard).resources().throttled.value();
     sum.sessions_swept += counters.sessions_swept.value();
@@ -572,7 +590,45 @@ ServerStats Server::stats() const {
     sum.compressed_bytes_after += counters.compressed_bytes_after.value();
     sum.incompressible_packets += counters.incompressible_packets.value();
   }
+  sum.requests = sum.requests_by_outcome.made;
+  sum.requests_timed_out = sum.requests_by_outcome.timed_out;
+  sum.control = control_->stats();
+  for (const auto& listener : listener_stats()) {
+    sum.sessions_total += listener.sessions_total;
+    sum.packets_in += listener.packets_in;
+    sum.packets_out += listener.packets_out;
+    sum.bytes_in += listener.bytes_in;
+    sum.bytes_out += listener.bytes_out;
+  }
   return sum;
+}
+
+std::vector<ListenerStats> Server::listener_stats() const {
+  std::vector<RecordPtr> records;
+  {
+    const std::lock_guard lock(mutex_);
+    records = records_;
+  }
+  std::vector<ListenerStats> all;
+  all.reserve(records.size());
+  for (const auto& record : records) {
+    ListenerStats& sum = all.emplace_back();
+    sum.endpoint = record->endpoint;
+    for (const auto& counters : record->shards) {
+      const auto ended = counters.sessions_ended.value();
+      const auto total = counters.sessions_total.value();
+      sum.sessions_total += total;
+      sum.sessions += static_cast<std::size_t>(total - std::min(total, ended));
+      sum.sessions_refused += counters.sessions_refused.value();
+      sum.accept_failures += counters.accept_failures.value();
+      sum.handshake_failures += counters.handshake_failures.value();
+      sum.packets_in += counters.packets_in.value();
+      sum.packets_out += counters.packets_out.value();
+      sum.bytes_in += counters.bytes_in.value();
+      sum.bytes_out += counters.bytes_out.value();
+    }
+  }
+  return all;
 }
 
 std::vector<Endpoint> Server::endpoints() const {
@@ -911,6 +967,9 @@ std::size_t ServerTransport::session_count() const noexcept {
 }
 ServerStats ServerTransport::stats() const {
   return server_->stats();
+}
+std::vector<ListenerStats> ServerTransport::listener_stats() const {
+  return server_->listener_stats();
 }
 std::vector<Endpoint> ServerTransport::endpoints() const {
   return server_->endpoints();

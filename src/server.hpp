@@ -44,6 +44,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   [[nodiscard]] ActorManager<OwnedMessage>& actors() const noexcept { return *actors_; }
   [[nodiscard]] const std::shared_ptr<Shard>& first_shard() const noexcept { return shards_.front(); }
   [[nodiscard]] ServerStats stats() const;
+  [[nodiscard]] std::vector<ListenerStats> listener_stats() const;
   [[nodiscard]] std::vector<Endpoint> endpoints() const;
 
   /// Sets a handler, unless the server has been started.
@@ -77,11 +78,21 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
  private:
   enum class State : std::uint8_t { idle, running, stopping, stopped };
 
+  /// What a listener's connections are counted in. It stays when the listener goes.
+  struct ListenerRecord {
+    Endpoint endpoint;
+    std::vector<ConnectionCounters> shards;
+
+    [[nodiscard]] ConnectionCounters& of(const Shard& shard) noexcept { return shards[shard.index]; }
+  };
+  using RecordPtr = std::shared_ptr<ListenerRecord>;
+
   /// What its connections need to know of a listener.
   struct ListenerOptions {
     std::shared_ptr<const SessionOptions> session;
     std::chrono::milliseconds handshake_timeout;
     ConnectionFactory make_connection;  // none: packets are the socket's bytes
+    RecordPtr record;
   };
 
   struct Listener {
@@ -103,13 +114,13 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   void deal_out(Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
   /// On `shard`, from whatever shard it was accepted on. `link`: a socket, or a connection without one.
   void accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
-  void accept_failed(Shard& shard, Error error) noexcept;
+  void accept_failed(Shard& shard, ListenerRecord& listener, Error error) noexcept;
   /// The same from any thread.
-  void post_accept_failure(Error error);
+  void post_accept_failure(const RecordPtr& listener, Error error);
   /// It has a place, and no handshake is left to do.
   void connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept;
-  void handshake_failed(Shard& shard, const Peer& peer, const Error& error) noexcept;
-  void no_memory(Shard& shard, const std::exception& exception) noexcept;
+  void handshake_failed(Shard& shard, ListenerRecord& listener, const Peer& peer, const Error& error) noexcept;
+  void no_memory(Shard& shard, ListenerRecord& listener, const std::exception& exception) noexcept;
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
   void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);
   void spawn_actor(SessionState& state);
@@ -134,6 +145,7 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   std::mutex join_mutex_;
   State state_ = State::idle;
   std::vector<Listener> listeners_;
+  std::vector<RecordPtr> records_;           // of all there ever were
   std::atomic<std::size_t> next_shard_{0};   // of those that one acceptor deals out to
   asio::io_context* run_context_ = nullptr;  // of run(), while it waits
   std::size_t shards_draining_ = 0;

@@ -86,12 +86,29 @@ OutgoingCommand::~OutgoingCommand() {
 void OutgoingCommand::run(std::unique_ptr<Command> self) noexcept {
   self.release();
   OutgoingCommandPtr mine(this);
+  if (kind == Kind::request) {
+    if (session) {
+      session->count_request(&RequestCounters::made);
+    } else {
+      Shard::current()->counters().requests.made.add(1);
+    }
+  }
   if (refusal) return finish(refusal, *Shard::current());
   SessionState& to = *session;
   to.take(std::move(mine));
 }
 
 void OutgoingCommand::finish(error_code code, Shard& shard) noexcept {
+  if (kind == Kind::request) {
+    const auto outcome = code == Errc::request_timeout            ? &RequestCounters::timed_out
+                         : code == asio::error::operation_aborted ? &RequestCounters::cancelled
+                                                                  : &RequestCounters::refused;
+    if (session) {
+      session->count_request(outcome);
+    } else {
+      (shard.counters().requests.*outcome).add(1);
+    }
+  }
   try {
     if (on_sent) shard.later(std::move(work), std::move(on_sent), code);
     if (on_reply) shard.later(std::move(work), std::move(on_reply), code, Reply{});
@@ -115,18 +132,43 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       bare_(!link_.connection),
       tls_(link_.connection ? tls_peer_of(*link_.connection) : nullptr),
       outbound_limit_({options_->outbound_bytes, options_->outbound_packets}),
+      counters_(&shard_->counters().connections),
       protocol_(*options_, shard_->resources(), shard_->now()),
       timer_(*this) {}
 
-SessionState::~SessionState() = default;
+SessionState::~SessionState() {
+  delete requests_.load(std::memory_order_relaxed);
+}
 
 SessionStats SessionState::stats() const noexcept {
   const auto normal = budget_.depth();
   const auto priority = priority_budget_.depth();
-  return {protocol_.packets_in(),         protocol_.packets_out(),          protocol_.bytes_in(),
-          protocol_.bytes_out(),          normal.bytes + priority.bytes,    normal.packets + priority.packets,
-          compressed_packets_.value(),    compressed_bytes_before_.value(), compressed_bytes_after_.value(),
-          incompressible_packets_.value()};
+  SessionStats stats{.packets_in = protocol_.packets_in(),
+                     .packets_out = protocol_.packets_out(),
+                     .bytes_in = protocol_.bytes_in(),
+                     .bytes_out = protocol_.bytes_out(),
+                     .queued_bytes = normal.bytes + priority.bytes,
+                     .queued_packets = normal.packets + priority.packets,
+                     .most_queued_bytes = most_queued_.load(std::memory_order_relaxed),
+                     .dropped_oldest = dropped_oldest_.value(),
+                     .dropped_at_close = dropped_at_close_.value(),
+                     .compressed_packets = compressed_packets_.value(),
+                     .compressed_bytes_before = compressed_bytes_before_.value(),
+                     .compressed_bytes_after = compressed_bytes_after_.value(),
+                     .incompressible_packets = incompressible_packets_.value()};
+  if (const auto* const requests = requests_.load(std::memory_order_acquire)) stats.requests = requests->value();
+  return stats;
+}
+
+void SessionState::count_request(protocol::Counter RequestCounters::*what) noexcept {
+  (shard_->counters().requests.*what).add(1);
+  auto* mine = requests_.load(std::memory_order_relaxed);
+  if (mine == nullptr && what == &RequestCounters::made) {
+    // Most sessions of a server make none, and an idle one is to be small. Short of memory only the shard counts.
+    mine = new (std::nothrow) RequestCounters;
+    requests_.store(mine, std::memory_order_release);
+  }
+  if (mine != nullptr) (mine->*what).add(1);
 }
 
 SendResult SessionState::check(std::size_t payload, std::size_t extension) const noexcept {
@@ -498,9 +540,10 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
   const std::size_t size = wire::header_size + extension.size() + payload.size();
   if (!protocol_.accepts()) {
     if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
-    shard_->counters().dropped_at_close.add(1);
+    note_dropped_at_close(1);
     return;
   }
+  if (header.type == wire::PacketType::response) shard_->counters().answers_sent.add(1);
   try {
     if (header.type == wire::PacketType::one_way) header.message_id = protocol_.next_message_id();
     if (kind == protocol::OutboundKind::push &&
@@ -513,7 +556,7 @@ void SessionState::enqueue(wire::Header header, std::span<const std::byte> exten
     }
   } catch (const std::exception&) {
     if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
-    shard_->counters().dropped_at_close.add(1);
+    note_dropped_at_close(1);
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), "out of memory for a packet"));
   }
   if (!touched) shard_->touch(*this);
@@ -527,7 +570,7 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
     if (kind == protocol::OutboundKind::push) {
       unreserve(wire::header_size + extension.size() + payload.size(), high_priority(header));
     }
-    shard_->counters().dropped_at_close.add(1);
+    note_dropped_at_close(1);
     return true;
   };
   write_out();
@@ -545,7 +588,7 @@ bool SessionState::write_through(const wire::Header& header, std::span<const std
   if (is_lost()) return true;
   if (written == size) {
     protocol_.note_written(written, 1, shard_->now());
-    shard_->counters().packets_out.add(1);
+    counters_->packets_out.add(1);
     if (kind == protocol::OutboundKind::push) unreserve(size, high_priority(header));
     return true;
   }
@@ -580,6 +623,7 @@ void SessionState::make_room(std::size_t size) noexcept {
     found_full();
     give_back({dropped, 1}, false);
     shard_->counters().dropped_oldest.add(1);
+    dropped_oldest_.add(1);
     depth = protocol_.outbound().depth();
   }
 }
@@ -589,13 +633,14 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
     if (command->waits()) {
       command->finish(Errc::closed, *shard_);
     } else {
-      shard_->counters().dropped_at_close.add(1);
+      note_dropped_at_close(1);
     }
     return;
   }
   if (command->waits()) {
     // Not the turn's beginning: no request may time out early.
-    if (command->timeout.count() != 0) command->deadline = Clock::now() + command->timeout;
+    if (command->kind == OutgoingCommand::Kind::request) command->started = Clock::now();
+    if (command->timeout.count() != 0) command->deadline = command->started + command->timeout;
     const std::size_t lane = high_priority(command->header) ? 1 : 0;
     const bool first = !waiting_ || waiting_->lanes[lane].empty();
     if (!first || !reserve_waited(*command)) {
@@ -619,13 +664,15 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
   using Kind = OutgoingCommand::Kind;
   command->reserved = false;
   if (command->kind == Kind::request) {
-    PendingRequest pending{std::move(command->on_reply), std::move(command->work), command->operation};
+    PendingRequest pending{std::move(command->on_reply), std::move(command->work), command->operation, command->started,
+                           requests_.load(std::memory_order_relaxed)};
     std::uint32_t id = protocol_.next_message_id();
     try {
       // After a wrap an old request may still hold the id.
       while (!shard_->requests().add(id_, id, command->deadline, std::move(pending))) id = protocol_.next_message_id();
     } catch (const std::bad_alloc&) {
       unreserve(command->packet_size(), high_priority(command->header));
+      count_request(&RequestCounters::refused);
       shard_->later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::would_block), Reply{});
       return;
     }
@@ -635,7 +682,6 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
       wire::write_told_timeout(left, command->extension_to_fill());
     }
     if (command->operation) command->operation->message_id = id;
-    shard_->counters().requests.add(1);
   }
   count(command->packing, command->payload().size());
   const auto kind = command->kind == Kind::answer ? protocol::OutboundKind::answer : protocol::OutboundKind::push;
@@ -659,7 +705,7 @@ void SessionState::take(const wire::Header& header, std::span<const std::byte> e
     protocol_.outbound().append(mine, extension, payload, protocol::OutboundKind::push);
   } catch (const std::exception&) {
     unreserve(size, high_priority(header));
-    shard_->counters().dropped_at_close.add(1);
+    note_dropped_at_close(1);
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), "out of memory for a packet"));
   }
   shard_->touch(*this);
@@ -672,6 +718,7 @@ void SessionState::cancel(const Operation& operation) noexcept {
   }
   if (operation.message_id == 0) return;
   if (auto pending = shard_->requests().cancel(id_, operation.message_id)) {
+    count_request(&RequestCounters::cancelled);
     shard_->later(std::move(pending->work), std::move(pending->handler), error_code(asio::error::operation_aborted),
                   Reply{});
     shard_->touch(*this);
@@ -727,9 +774,8 @@ void SessionState::expire_waiting() noexcept {
     auto kept = line.begin();
     for (auto& waiter : line) {
       if (waiter->deadline <= now) {
-        const bool request = waiter->kind == OutgoingCommand::Kind::request;
-        if (request) shard_->counters().requests_timed_out.add(1);
-        waiter->finish(request ? Errc::request_timeout : Errc::send_timeout, *shard_);
+        waiter->finish(waiter->kind == OutgoingCommand::Kind::request ? Errc::request_timeout : Errc::send_timeout,
+                       *shard_);
         waiter.reset();
         if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
         continue;
@@ -753,7 +799,7 @@ std::size_t SessionState::write_some(std::span<iovec> pieces, std::size_t offere
     std::size_t taken = 0;
     const auto status = link_.connection->write(pieces, taken);
     full = taken < offered && (status == Connection::Status::blocked || taken == 0);
-    shard_->counters().bytes_out.add(taken);
+    counters_->bytes_out.add(taken);
     if (status == Connection::Status::failed) connection_failed();
     return taken;
   }
@@ -771,7 +817,7 @@ std::size_t SessionState::write_some(std::span<iovec> pieces, std::size_t offere
   } while (count < 0 && errno == EINTR);
   full = count < 0 || static_cast<std::size_t>(count) < offered;
   if (count >= 0) {
-    shard_->counters().bytes_out.add(static_cast<std::uint64_t>(count));
+    counters_->bytes_out.add(static_cast<std::uint64_t>(count));
     return static_cast<std::size_t>(count);
   }
   if (errno != EAGAIN && errno != EWOULDBLOCK) abort_by_system("write to");
@@ -826,7 +872,7 @@ void SessionState::drop_outbound() noexcept {
   if (protocol_.outbound_empty()) return;
   const auto left = protocol_.outbound().clear();
   release(left);
-  shard_->counters().dropped_at_close.add(left.packets);
+  note_dropped_at_close(left.packets);
 }
 
 void SessionState::abort_by_system(const char* what) {
@@ -850,8 +896,8 @@ void SessionState::hand_over() {
     std::size_t count = 0;
     const auto left = protocol_.hand_over(most, exact, shard_->now(), count,
                                           [this](protocol::OutboundBlock& block) { in_process_->write(block); });
-    shard_->counters().bytes_out.add(count);
-    shard_->counters().packets_out.add(left.packets);
+    counters_->bytes_out.add(count);
+    counters_->packets_out.add(left.packets);
     release(left);
   }
 }
@@ -872,7 +918,7 @@ void SessionState::write_out() {
     if (protocol_.outbound_empty()) return;  // the connection failed
     if (written != 0) {
       const auto left = protocol_.written(written, shard_->now());
-      shard_->counters().packets_out.add(left.packets);
+      counters_->packets_out.add(left.packets);
       release(left);
     }
     if (full && !protocol_.ended()) {
@@ -924,6 +970,21 @@ void SessionState::publish_answers() noexcept {
   published_answers_ = now;
 }
 
+void SessionState::note_dropped_at_close(std::size_t packets) noexcept {
+  shard_->counters().dropped_at_close.add(packets);
+  dropped_at_close_.add(packets);
+}
+
+void SessionState::publish_queued(protocol::OutboundDepth depth) noexcept {
+  auto& counters = shard_->counters();
+  counters.queued_bytes.add(depth.bytes - published_queue_.bytes);
+  counters.queued_packets.add(depth.packets - published_queue_.packets);
+  published_queue_ = depth;
+  if (depth.bytes > most_queued_.load(std::memory_order_relaxed)) {
+    most_queued_.store(depth.bytes, std::memory_order_relaxed);
+  }
+}
+
 // --- on the shard: in
 
 void SessionState::open() {
@@ -932,7 +993,7 @@ void SessionState::open() {
   opened_ = true;
   if (link_.connection) (void)link_.connection->keep_alive(shard_->now());  // from now on
   shard_->add(*this);
-  shard_->counters().sessions_total.add(1);
+  counters_->sessions_total.add(1);
   shard_->touch(*this);
 }
 
@@ -1021,7 +1082,7 @@ void SessionState::receive_end(Error reason) {
 }
 
 void SessionState::receive(std::span<const std::byte> bytes) {
-  shard_->counters().bytes_in.add(bytes.size());
+  counters_->bytes_in.add(bytes.size());
   Session session{SessionPtr(this)};
   protocol_.receive(
       bytes, shard_->now(),
@@ -1055,10 +1116,13 @@ void SessionState::on_ready(bool readable, bool writable, bool broken) {
 void SessionState::deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                            std::span<const std::byte> payload) {
   auto& counters = shard_->counters();
-  counters.packets_in.add(1);
+  counters_->packets_in.add(1);
   try {
     if (header.type == wire::PacketType::response) {
       if (auto pending = shard_->requests().take(id_, header.message_id)) {
+        count_request(&RequestCounters::answered);
+        // It may have been made in this very turn, whose time is that of its beginning.
+        counters.request_latency.record(std::max(shard_->now() - pending->started, TimePoint::duration::zero()));
         complete(pending->work, std::move(pending->handler), error_code(), Reply(header, extension, payload));
       } else {
         counters.unmatched_responses.add(1);
@@ -1067,6 +1131,7 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
     }
     Message message(header, extension, payload, this);
     message.answerable_ = message.is_request();
+    if (message.answerable_) counters.requests_received.add(1);
     if (actor_) {
       deliver_to_actor(message);
       return bound_requests();
@@ -1220,6 +1285,13 @@ void SessionState::settle() noexcept {
     }
     if (protocol_.ended()) return finish();
     publish_answers();
+    if (!protocol_.outbound_empty()) {
+      const auto normal = budget_.depth();
+      const auto priority = priority_budget_.depth();
+      publish_queued({normal.bytes + priority.bytes, normal.packets + priority.packets});
+    } else if (published_queue_.packets != 0) {
+      publish_queued({});
+    }
     arm();
   } catch (const std::exception& failure) {
     protocol_.abort(Error(make_error_code(boost::system::errc::not_enough_memory), failure.what()));
@@ -1243,6 +1315,7 @@ void SessionState::stop_accepting() noexcept {
 
 void SessionState::fail_requests() noexcept {
   shard_->requests().fail_all(id_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
+    count_request(&RequestCounters::connection_lost);
     shard_->later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::connection_lost), Reply{});
   });
 }
@@ -1317,11 +1390,14 @@ void SessionState::finish() noexcept {
   stop_accepting();
   drop_outbound();
   publish_answers();
+  publish_queued({});
   release_actor();
   protocol_.release();
   shard_->timers().disarm(timer_);
   link_.end_watch(shard_->poller(), *this);
   link_ = {};
+  counters_->sessions_ended.add(1);
+  shard_->counters().ends.add(protocol_.reason().code);
   if (is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);
     host_->failed({id_, protocol_.reason(), nullptr});

@@ -79,6 +79,7 @@ class OutgoingCommand final : public Command {
   ReplyHandler on_reply;
   asio::any_completion_executor work;
   OperationPtr operation;
+  TimePoint started{};  // of a request: when its shard got it
   TimePoint deadline = TimePoint::max();
 
   [[nodiscard]] std::size_t packet_size() const noexcept { return wire::header_size + extension_size_ + payload_size_; }
@@ -172,6 +173,11 @@ class SessionState final : public ShardMember, private Poller::Watcher {
 
   // --- on the shard
 
+  /// Before `open`: where its connection is counted, instead of with those of the shard. They must be there until its
+  /// host has been told of the end.
+  void count_in(ConnectionCounters& counters) noexcept { counters_ = &counters; }
+  /// One of its requests: made, or its outcome.
+  void count_request(protocol::Counter RequestCounters::*what) noexcept;
   /// Before `open`: its messages go to this actor instead of to the host.
   void set_actor(std::shared_ptr<ActorCore<OwnedMessage>> actor);
   /// Begins to serve the connection.
@@ -272,6 +278,10 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// \returns false if the peer cannot be told yet.
   [[nodiscard]] bool shut_down();
   void release(const protocol::OutboundQueue::Written& left) noexcept;
+  /// Packets that were accepted are lost.
+  void note_dropped_at_close(std::size_t packets) noexcept;
+  /// Tells the statistics what is queued now.
+  void publish_queued(protocol::OutboundDepth depth) noexcept;
   /// What is queued is lost, and counted.
   void drop_outbound() noexcept;
   enum class Room : std::uint8_t { taken, session_full, server_full };
@@ -333,6 +343,11 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::OutboundDepth published_answers_;
   protocol::OutboundBudget priority_budget_;
   protocol::Counter compressed_packets_, compressed_bytes_before_, compressed_bytes_after_, incompressible_packets_;
+  protocol::Counter dropped_oldest_, dropped_at_close_;
+  ConnectionCounters* counters_;
+  std::atomic<RequestCounters*> requests_{nullptr};  // from the first request on; owned
+  protocol::OutboundDepth published_queue_;          // what the shard's statistics have of it
+  std::atomic<std::size_t> most_queued_{0};          // bytes
   protocol::SessionProtocol protocol_;
   std::unique_ptr<Waiting> waiting_;  // null if nobody waits
   std::shared_ptr<ActorCore<OwnedMessage>> actor_;

@@ -396,7 +396,8 @@ void Shard::tick() {
   Scope scope(*this);
   armed_for_ = TimePoint::max();
   requests_.expire(now_, [this](SessionId, std::uint32_t, PendingRequest&& pending) {
-    counters_.requests_timed_out.add(1);
+    counters_.requests.timed_out.add(1);
+    if (pending.counters != nullptr) pending.counters->timed_out.add(1);
     later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::request_timeout), Reply{});
   });
   timers_.advance(now_, [](protocol::TimerWheel::Timer& timer) { static_cast<ShardTimer&>(timer).expired(); });

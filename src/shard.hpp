@@ -5,6 +5,8 @@
 #include "link.hpp"
 #include "poller.hpp"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/io_context.hpp>
@@ -22,6 +24,7 @@
 #include <msgtrans/protocol/session_protocol.hpp>
 #include <msgtrans/protocol/timer_wheel.hpp>
 #include <msgtrans/session/session.hpp>
+#include <msgtrans/statistics.hpp>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -74,16 +77,58 @@ struct Operation {
 };
 using OperationPtr = std::shared_ptr<Operation>;
 
+/// As `RequestCounts`. These counters are all written by a shard, and read by anybody.
+struct RequestCounters {
+  protocol::Counter made, answered, timed_out, cancelled, connection_lost, refused;
+
+  [[nodiscard]] RequestCounts value() const noexcept {
+    // In this order: what has an outcome had been made before.
+    RequestCounts counts{.made = 0,
+                         .answered = answered.value(),
+                         .timed_out = timed_out.value(),
+                         .cancelled = cancelled.value(),
+                         .connection_lost = connection_lost.value(),
+                         .refused = refused.value()};
+    const std::uint64_t over =
+        counts.answered + counts.timed_out + counts.cancelled + counts.connection_lost + counts.refused;
+    counts.made = std::max(made.value(), over);
+    counts.pending = counts.made - over;
+    return counts;
+  }
+};
+
+/// As `ErrorCounts`.
+struct ErrorCounters {
+  std::array<protocol::Counter, ErrorCounts::size> counters;
+
+  void add(const error_code& code) noexcept { counters[ErrorCounts::index(code)].add(1); }
+  void add_to(ErrorCounts& to) const noexcept {
+    const error_code system(1, boost::system::system_category());
+    for (std::size_t i = 0; i < counters.size(); ++i) {
+      to.add(i == 0 ? system : make_error_code(static_cast<Errc>(i)), counters[i].value());
+    }
+  }
+};
+
+/// Of a listener's connections on one shard; of a client, of all.
+struct alignas(64) ConnectionCounters {
+  protocol::Counter sessions_total, sessions_ended, sessions_refused, accept_failures, handshake_failures, packets_in,
+      packets_out, bytes_in, bytes_out;
+};
+
 /// A request that waits for its answer.
 struct PendingRequest {
-  PendingRequest(ReplyHandler h, asio::any_completion_executor w, OperationPtr o) noexcept
-      : handler(std::move(h)), work(std::move(w)), operation(std::move(o)) {}
+  PendingRequest(ReplyHandler h, asio::any_completion_executor w, OperationPtr o, TimePoint since,
+                 RequestCounters* of_session) noexcept
+      : handler(std::move(h)), work(std::move(w)), operation(std::move(o)), started(since), counters(of_session) {}
   PendingRequest(PendingRequest&&) noexcept = default;
   PendingRequest& operator=(PendingRequest&&) = delete;  // broken for ReplyHandler in Boost 1.81
 
   ReplyHandler handler;
   asio::any_completion_executor work;  // keeps the handler's context running meanwhile
   OperationPtr operation;              // null if it cannot be cancelled
+  TimePoint started;
+  RequestCounters* counters;  // its session's, which is there as long as this; null if there was no memory for them
 };
 
 /// One thread's worth of sessions: what they share, and the loop's few entry points. Unless said otherwise a member is
@@ -92,10 +137,14 @@ class Shard : public std::enable_shared_from_this<Shard> {
  public:
   /// Written by the shard, read by anybody.
   struct Counters {
-    protocol::Counter sessions_total, sessions_refused, accept_failures, packets_in, packets_out, bytes_in, bytes_out,
-        protocol_errors, handler_failures, unhandled, dropped_oldest, dropped_at_close, requests, requests_timed_out,
-        unmatched_responses, sessions_swept, handshake_failures, compressed_packets, compressed_bytes_before,
-        compressed_bytes_after, incompressible_packets;
+    protocol::Counter sessions_refused, accept_failures, protocol_errors, handler_failures, unhandled, dropped_oldest,
+        dropped_at_close, unmatched_responses, sessions_swept, handshake_failures, compressed_packets,
+        compressed_bytes_before, compressed_bytes_after, incompressible_packets, requests_received, answers_sent;
+    protocol::Counter queued_bytes, queued_packets;  // now; what is taken away is added modulo 2^64
+    ConnectionCounters connections;                  // a client's; a server's are with their listeners
+    ErrorCounters ends, handshakes_failed_by;
+    RequestCounters requests;
+    protocol::LatencyRecorder request_latency;
   };
 
   /// With a thread of its own, not yet started.
@@ -172,6 +221,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void finish(std::function<void()> done);
   /// After `finish`: waits for the thread; not from a thread that must not block.
   void join();
+
+  std::size_t index = 0;  ///< among those of its server
 
   /// Once, before any session: to whom the news of its sessions go.
   void set_control(std::shared_ptr<ControlLoop> control) noexcept { control_ = std::move(control); }

@@ -6,6 +6,7 @@
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/session/session.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/tls.hpp>
 #include <msgtrans/transport/websocket.hpp>
 #include <optional>
@@ -94,7 +95,10 @@ class ClientTransport {
   /// executor of your own, it does not wait. No effect while not connected.
   void close();
 
+  /// Of the latest connection.
   [[nodiscard]] SessionStats stats() const;
+  /// Requests by outcome, and how long answers took, of all connections.
+  [[nodiscard]] RequestStats request_stats() const;
 
  private:
   static void start_connect(const std::shared_ptr<detail::Client>& client, const std::string& url,

@@ -71,6 +71,9 @@ enum class Errc {
   return {static_cast<int>(e), error_category()};
 }
 
+/// The enumerator's name, for logs and statistics; "?" if it is none. What it means for people is its message.
+[[nodiscard]] constexpr const char* to_string(Errc e) noexcept;
+
 /// An error code and, beside it, text that names what was wrong: field, value, limit, peer.
 /// `text` may hold what a peer sent; treat it as untrusted when you print it.
 struct Error {

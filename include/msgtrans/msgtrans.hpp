@@ -18,6 +18,7 @@
 #include <msgtrans/session/session_manager.hpp>
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
 #include <msgtrans/transport/tls.hpp>

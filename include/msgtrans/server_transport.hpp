@@ -15,6 +15,7 @@
 #include <msgtrans/session/session_actor.hpp>
 #include <msgtrans/session/session_manager.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/tls.hpp>
 #include <msgtrans/transport/websocket.hpp>
@@ -117,6 +118,10 @@ struct ServerStats {
   std::uint64_t unhandled = 0;            ///< messages received while there was no `on_message`
   std::uint64_t dropped_oldest = 0;       ///< packets dropped by `SlowConsumer::drop_oldest`
   std::uint64_t dropped_at_close = 0;     ///< packets accepted, but not written when their session ended
+  std::uint64_t queued_bytes = 0;         ///< in outbound queues now: what connections do not take for the moment
+  std::uint64_t queued_packets = 0;       ///< the same
+  std::uint64_t requests_received = 0;    ///< requests of peers
+  std::uint64_t answers_sent = 0;         ///< to those, accepted for sending
   std::uint64_t requests = 0;             ///< requests that this end made
   std::uint64_t requests_timed_out = 0;   ///< of those
   std::uint64_t unmatched_responses = 0;  ///< late, duplicate and forged answers, dropped
@@ -127,6 +132,31 @@ struct ServerStats {
   std::uint64_t compressed_bytes_before = 0;  ///< ... from this many bytes ...
   std::uint64_t compressed_bytes_after = 0;   ///< ... to these
   std::uint64_t incompressible_packets = 0;   ///< sent as they are, because compressing made them no smaller
+  /// Sessions that have ended, by the reason that `on_disconnect` gets. In all `sessions_total` less those open.
+  ErrorCounts ends = {};
+  /// `handshake_failures` by their errors.
+  ErrorCounts handshake_failures_by = {};
+  /// `requests` by what became of them.
+  RequestCounts requests_by_outcome = {};
+  /// Of the answered ones: from the moment the session's shard has taken the request, so the wait for room in the queue
+  /// included, until the turn of the shard that handed out the answer began.
+  LatencyHistogram request_latency = {};
+  /// Of the control path, and of the events for subscribers and how far these are behind; as `SessionManager::stats`.
+  ControlStats control = {};
+};
+
+/// Of one listener; the same counters of `ServerStats` are sums of these.
+struct ListenerStats {
+  Endpoint endpoint;                     ///< as `listen` returned it
+  std::size_t sessions = 0;              ///< open now
+  std::uint64_t sessions_total = 0;      ///< accepted ever
+  std::uint64_t sessions_refused = 0;    ///< by a limit or by `on_connect`
+  std::uint64_t accept_failures = 0;     ///< the system could not give a connection
+  std::uint64_t handshake_failures = 0;  ///< connections that ended, or were late, before they were a session
+  std::uint64_t packets_in = 0;          ///< whole packets received
+  std::uint64_t packets_out = 0;         ///< packets written whole
+  std::uint64_t bytes_in = 0;            ///< bytes received
+  std::uint64_t bytes_out = 0;           ///< bytes written
 };
 
 /// What `stop` had to cut at the end of the drain time; all zero if everything finished.
@@ -261,7 +291,10 @@ class ServerTransport {
   /// on the shards in turn and are stopped with the server. Valid while the server is.
   [[nodiscard]] ActorManager<OwnedMessage>& actor_manager() const noexcept;
   [[nodiscard]] std::size_t session_count() const noexcept;
+  /// O(shards x listeners), whatever the number of sessions; a few microseconds. Also after the stop.
   [[nodiscard]] ServerStats stats() const;
+  /// Of every listener, in the order of the calls of `listen`. As cheap. Also after the stop.
+  [[nodiscard]] std::vector<ListenerStats> listener_stats() const;
   /// Where it listens.
   [[nodiscard]] std::vector<Endpoint> endpoints() const;
 

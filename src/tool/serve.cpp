@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
+#include "statistics.hpp"
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <map>
@@ -27,6 +30,7 @@ struct Serve {
   bool json = false;
   bool verbose = false;
   double idle = 0, first_packet = 10, write_stall = 30, drain = 5;
+  double statistics = 0;  // seconds from line to line; 0: none
   ServerOptions options;
   std::uint32_t max_message = SessionOptions{}.max_payload;
 
@@ -156,7 +160,11 @@ int Serve::run() {
   }
   std::fflush(stdout);
   const Renewal renewal(server, std::move(encrypted), certificates);
-  const StopReport report = server.run();
+  StopReport report;
+  {
+    const StatisticsPrinter printer(server, std::chrono::nanoseconds(std::llround(std::ceil(statistics * 1e9))), json);
+    report = server.run();
+  }
   print_summary(server.stats(), report, options.session.compression.codec != Compression::none, json);
   return 0;
 }
@@ -231,7 +239,12 @@ void add_serve(CLI::App& app, Action& action) {
   add_seconds("--first-packet-timeout", serve->first_packet, "From connecting to the first whole packet; 0: off");
   add_seconds("--write-stall", serve->write_stall, "End sessions that take no byte for this long; 0: off");
   add_seconds("--drain", serve->drain, "Time for sessions to finish when stopping");
-  command->add_flag("--json", serve->json, "Print the summary as one JSON object");
+  command
+      ->add_option("--stats", serve->statistics,
+                   "Print a line of rates every so many seconds, and a last one at the end; with --json all statistics")
+      ->check(CLI::PositiveNumber & CLI::Range(0.0, 31536000.0))
+      ->option_text("S (default: nothing)");
+  command->add_flag("--json", serve->json, "Print the summary, and with --stats each line, as one JSON object");
   command->add_flag("--verbose", serve->verbose, "Tell about sessions and errors on standard error");
   command->final_callback([&action, serve] { action = [serve] { return serve->run(); }; });
 }

@@ -124,7 +124,7 @@ class ToolServer:
         self._stdout = _Lines(self.process.stdout)
         self._stderr = _Lines(self.process.stderr)
         lines = self._stdout.wait(lambda so_far: len(so_far) >= len(listen), START_DEADLINE)
-        matches = [_LISTENING.fullmatch(line) for line in lines]
+        matches = [_LISTENING.fullmatch(line) for line in lines[: len(listen)]]
         if len(matches) != len(listen) or not all(matches):
             self.kill()
             raise ToolFailed(f"{' '.join(command)}: not listening; said {lines}\n{self._stderr.text()}")

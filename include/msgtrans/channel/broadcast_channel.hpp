@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/intrusive/list.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -68,6 +70,14 @@ class [[nodiscard]] NextResult {
 };
 
 namespace detail {
+
+/// Where a subscriber stands, for those who ask how far it is behind.
+struct SubscriberPlace : boost::intrusive::list_base_hook<> {
+  explicit SubscriberPlace(std::uint64_t at) noexcept : cursor(at) {}
+
+  std::atomic<std::uint64_t> cursor;  // moved by whoever receives for it at the moment
+  std::atomic<bool> ended{false};
+};
 
 /// What a broadcast channel and its subscriptions share.
 template <class T>
@@ -168,6 +178,29 @@ class BroadcastState final : public ContextMember {
     return done;
   }
 
+  void join(SubscriberPlace& place) noexcept {
+    const std::lock_guard lock(places_mutex_);
+    places_.push_back(place);
+  }
+  void leave(SubscriberPlace& place) noexcept {
+    const std::lock_guard lock(places_mutex_);
+    places_.erase(places_.iterator_to(place));
+  }
+  /// How many events there are for the one that is furthest behind.
+  [[nodiscard]] std::uint64_t lag() const noexcept {
+    const std::lock_guard lock(places_mutex_);
+    std::uint64_t most = 0;
+    for (const SubscriberPlace& place : places_) {
+      if (!place.ended.load(std::memory_order_relaxed)) most = std::max(most, behind(place));
+    }
+    return most;
+  }
+  [[nodiscard]] std::uint64_t behind(const SubscriberPlace& place) const noexcept {
+    // In this order: the tail is never behind a cursor that was seen before it.
+    const std::uint64_t cursor = place.cursor.load(std::memory_order_acquire);
+    return tail() - cursor;
+  }
+
   [[nodiscard]] AsyncWaiters& waiters() noexcept { return waiters_; }
   std::atomic<std::size_t> subscribers{0};
   std::atomic<std::uint64_t> missed{0};
@@ -192,21 +225,29 @@ class BroadcastState final : public ContextMember {
   std::atomic<std::uint32_t> sleepers_{0};
   std::mutex sleep_mutex_;
   std::condition_variable sleep_;
+  mutable std::mutex places_mutex_;  // of those who come, go or ask; receiving takes none
+  boost::intrusive::list<SubscriberPlace, boost::intrusive::constant_time_size<false>> places_;
 };
 
 /// A subscriber's place. Its operation may be on its way when the subscription goes.
 template <class T>
-struct Subscriber {
-  explicit Subscriber(std::shared_ptr<BroadcastState<T>> in) : state(std::move(in)), cursor(state->tail()) {
+struct Subscriber : SubscriberPlace {
+  explicit Subscriber(std::shared_ptr<BroadcastState<T>> in) : SubscriberPlace(in->tail()), state(std::move(in)) {
     state->subscribers.fetch_add(1, std::memory_order_relaxed);
+    state->join(*this);
   }
-  ~Subscriber() { state->subscribers.fetch_sub(1, std::memory_order_relaxed); }
+  ~Subscriber() {
+    state->leave(*this);
+    state->subscribers.fetch_sub(1, std::memory_order_relaxed);
+  }
   Subscriber(const Subscriber&) = delete;
   Subscriber& operator=(const Subscriber&) = delete;
 
   NextResult<T> next() {
     if (ended.load(std::memory_order_acquire)) return NextResult<T>::Kind::closed;
-    auto result = state->next(cursor);
+    std::uint64_t at = cursor.load(std::memory_order_relaxed);
+    auto result = state->next(at);
+    cursor.store(at, std::memory_order_release);
     if (result.lagged() != 0) {
       missed.fetch_add(result.lagged(), std::memory_order_relaxed);
       state->missed.fetch_add(result.lagged(), std::memory_order_relaxed);
@@ -215,8 +256,6 @@ struct Subscriber {
   }
 
   const std::shared_ptr<BroadcastState<T>> state;
-  std::uint64_t cursor;  // whoever receives for it at the moment
-  std::atomic<bool> ended{false};
   std::atomic<std::uint64_t> missed{0};
 };
 
@@ -232,7 +271,9 @@ class NextStep {
     [[nodiscard]] bool ready(State& state) const { return subscriber->ended.load() || state.ready(cursor); }
     static void wake(State& state) noexcept { state.wake_all(); }
   };
-  [[nodiscard]] Probe probe() const noexcept { return {subscriber_, subscriber_->cursor}; }
+  [[nodiscard]] Probe probe() const noexcept {
+    return {subscriber_, subscriber_->cursor.load(std::memory_order_relaxed)};
+  }
   static AsyncWaiters& waiters(State& state) noexcept { return state.waiters(); }
   static void pass_on(State&) noexcept {}
 
@@ -313,6 +354,8 @@ class Subscription {
 
   /// How many events it was told that it has missed.
   [[nodiscard]] std::uint64_t missed() const noexcept { return subscriber_->missed.load(std::memory_order_relaxed); }
+  /// How many events were sent that it has neither got nor been told that it has missed. Any thread.
+  [[nodiscard]] std::uint64_t lag() const noexcept { return subscriber_->state->behind(*subscriber_); }
 
  private:
   template <class>
@@ -327,7 +370,7 @@ class Subscription {
     if (detail::must_not_block != 0) return Kind::blocking_on_shard;
     const auto subscriber = subscriber_;  // the channel, or the subscription, may be destroyed while this waits
     const auto ready = [&subscriber] {
-      return subscriber->ended.load() || subscriber->state->ready(subscriber->cursor);
+      return subscriber->ended.load() || subscriber->state->ready(subscriber->cursor.load(std::memory_order_relaxed));
     };
     do {
       if (!subscriber->state->sleep_until(ready, deadline)) return Kind::timeout;
@@ -393,6 +436,8 @@ class BroadcastChannel {
   [[nodiscard]] std::uint64_t sent() const noexcept { return state_->tail(); }
   /// How many its subscribers were told that they have missed, in all.
   [[nodiscard]] std::uint64_t missed() const noexcept { return state_->missed.load(std::memory_order_relaxed); }
+  /// The `Subscription::lag` of the subscriber that is furthest behind. O(subscribers).
+  [[nodiscard]] std::uint64_t lag() const noexcept { return state_->lag(); }
 
  private:
   using State = detail::BroadcastState<T>;

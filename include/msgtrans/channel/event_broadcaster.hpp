@@ -53,6 +53,7 @@ struct EventBroadcasterStatistics {
   std::uint64_t ticks = 0;         ///< of the timer
   std::uint64_t failed_ticks = 0;  ///< of these, `on_tick` threw
   std::uint64_t missed = 0;        ///< events that subscribers were told they have missed, in all
+  std::uint64_t lag = 0;           ///< events that the subscriber furthest behind has still to get, now
   std::size_t subscribers = 0;
 };
 
@@ -114,6 +115,7 @@ class EventBroadcaster {
     result.ticks = core_->ticks.load(std::memory_order_relaxed);
     result.failed_ticks = core_->failed_ticks.load(std::memory_order_relaxed);
     result.missed = core_->output.missed();
+    result.lag = core_->output.lag();
     result.subscribers = core_->output.subscribers();
     return result;
   }

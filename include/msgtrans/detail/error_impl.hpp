@@ -74,6 +74,50 @@ inline const boost::system::error_category& error_category() noexcept {
   return detail::error_category_instance;
 }
 
+constexpr const char* to_string(Errc e) noexcept {
+  switch (e) {
+    case Errc::bad_version: return "bad_version";
+    case Errc::bad_compression: return "bad_compression";
+    case Errc::bad_type: return "bad_type";
+    case Errc::fragmented: return "fragmented";
+    case Errc::extension_too_large: return "extension_too_large";
+    case Errc::payload_too_large: return "payload_too_large";
+    case Errc::decompressed_too_large: return "decompressed_too_large";
+    case Errc::decompression_failed: return "decompression_failed";
+    case Errc::websocket_violation: return "websocket_violation";
+    case Errc::would_block: return "would_block";
+    case Errc::too_large: return "too_large";
+    case Errc::closed: return "closed";
+    case Errc::not_found: return "not_found";
+    case Errc::request_timeout: return "request_timeout";
+    case Errc::connection_lost: return "connection_lost";
+    case Errc::no_answer: return "no_answer";
+    case Errc::closed_by_peer: return "closed_by_peer";
+    case Errc::truncated: return "truncated";
+    case Errc::closed_by_user: return "closed_by_user";
+    case Errc::refused: return "refused";
+    case Errc::first_packet_timeout: return "first_packet_timeout";
+    case Errc::handshake_timeout: return "handshake_timeout";
+    case Errc::handshake_failed: return "handshake_failed";
+    case Errc::idle_timeout: return "idle_timeout";
+    case Errc::peer_silent: return "peer_silent";
+    case Errc::read_stalled: return "read_stalled";
+    case Errc::write_stalled: return "write_stalled";
+    case Errc::slow_consumer: return "slow_consumer";
+    case Errc::handler_failed: return "handler_failed";
+    case Errc::actor_failed: return "actor_failed";
+    case Errc::stopping: return "stopping";
+    case Errc::drain_expired: return "drain_expired";
+    case Errc::too_many_sessions: return "too_many_sessions";
+    case Errc::invalid_option: return "invalid_option";
+    case Errc::invalid_address: return "invalid_address";
+    case Errc::not_supported: return "not_supported";
+    case Errc::wrong_state: return "wrong_state";
+    case Errc::blocking_on_shard: return "blocking_on_shard";
+  }
+  return "?";
+}
+
 inline bool is_fatal(const error_code& code) noexcept {
   if (!code.failed() || is_retryable(code)) return false;
   if (code == boost::system::errc::operation_canceled) return false;

@@ -10,6 +10,7 @@
 #include <msgtrans/send.hpp>
 #include <msgtrans/session_id.hpp>
 #include <msgtrans/session_options.hpp>
+#include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
 #include <msgtrans/transport/tls.hpp>
@@ -74,6 +75,11 @@ struct SessionStats {
   std::uint64_t bytes_out = 0;
   std::size_t queued_bytes = 0;    ///< in the outbound queue now
   std::size_t queued_packets = 0;  ///< in the outbound queue now
+  /// The most bytes that ever were left in the queue because the connection took no more for the moment.
+  std::size_t most_queued_bytes = 0;
+  std::uint64_t dropped_oldest = 0;    ///< packets dropped by `SlowConsumer::drop_oldest`
+  std::uint64_t dropped_at_close = 0;  ///< packets accepted, but not written when the session ended
+  RequestCounts requests = {};         ///< that were made through this session
   // What was accepted for sending:
   std::uint64_t compressed_packets = 0;       ///< whose payload was compressed ...
   std::uint64_t compressed_bytes_before = 0;  ///< ... from this many bytes ...

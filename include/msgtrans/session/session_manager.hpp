@@ -27,6 +27,7 @@ struct ControlStats {
   std::uint64_t events = 0;          ///< told to the subscribers
   std::uint64_t events_dropped = 0;  ///< not told: the broadcaster's queue was full, or there was no memory
   std::uint64_t events_missed = 0;   ///< events that subscribers were told they have missed, in all
+  std::uint64_t event_lag = 0;       ///< events that the subscriber furthest behind has still to get, now
   std::size_t subscribers = 0;
 };
 
