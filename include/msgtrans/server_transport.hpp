@@ -291,7 +291,7 @@ class ServerTransport {
   /// on the shards in turn and are stopped with the server. Valid while the server is.
   [[nodiscard]] ActorManager<OwnedMessage>& actor_manager() const noexcept;
   [[nodiscard]] std::size_t session_count() const noexcept;
-  /// O(shards x listeners), whatever the number of sessions; a few microseconds. Also after the stop.
+  /// O(shards x listeners), whatever the number of sessions; some microseconds a shard. Also after the stop.
   [[nodiscard]] ServerStats stats() const;
   /// Of every listener, in the order of the calls of `listen`. As cheap. Also after the stop.
   [[nodiscard]] std::vector<ListenerStats> listener_stats() const;

@@ -206,6 +206,7 @@ TEST(CustomTransport, NeitherErrorNorConnectionIsAnErrorAllTheSame) {
   transport->accept(nullptr, "nobody");
   EXPECT_EQ(server.errors.at(0).code, Errc::handshake_failed);
   EXPECT_EQ(server.transport.stats().accept_failures, 1U);
+  EXPECT_EQ(server.transport.listener_stats().at(0).accept_failures, 1U);
 }
 
 TEST(CustomTransport, HandshakeThatStallsFreesItsPlaceAtTheTimeout) {
@@ -242,6 +243,7 @@ TEST(CustomTransport, FailureToAcceptIsCountedAndTold) {
   transport->failed(Error(Errc::not_supported, "nobody can come in"));
   EXPECT_EQ(server.errors.at(0).text, "nobody can come in");
   EXPECT_EQ(server.transport.stats().accept_failures, 1U);
+  EXPECT_EQ(server.transport.listener_stats().at(0).accept_failures, 1U);
 }
 
 }  // namespace

@@ -165,14 +165,17 @@ TEST(RequestStatistics, EachRequestIsCountedWithItsOutcome) {
   ++expected.refused;
   check("closed");
 
-  // To nobody: no session's.
+  // To nobody: no session's. While another is pending, which must not look like the outcome of this.
+  world.connect();
+  world.ask(world.came.back(), "silence", {.timeout = 0ms});
   std::optional<error_code> nobody;
   world.server->async_request(SessionId(~std::uint64_t{0}), "x", {},
                               [&](error_code code, const Reply&) { nobody = code; });
   world.simulation.run();
   EXPECT_EQ(*nobody, Errc::not_found);
   EXPECT_EQ(world.stats().requests_by_outcome.refused, expected.refused + 1);
-  EXPECT_EQ(world.stats().requests_by_outcome.made, expected.made + 1);
+  EXPECT_EQ(world.stats().requests_by_outcome.made, expected.made + 2);
+  EXPECT_EQ(world.stats().requests_by_outcome.pending, 1U);
   EXPECT_EQ(session.stats().requests.refused, expected.refused);
 }
 
