@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server.hpp"
 
+#include "broadcast.hpp"
 #include "check_duration.hpp"
 #include "complete.hpp"
 #include "custom_transports.hpp"
@@ -458,107 +459,10 @@ void Server::failed(const ErrorEvent& event) noexcept {
   }
 }
 
-namespace {
-
-/// One message to many sessions of one shard.
-class BroadcastCommand final : public Command {
- public:
-  BroadcastCommand(const wire::Header& header, std::vector<std::byte> extension, protocol::SharedBytes payload,
-                   Packing packing)
-      : header_(header), extension_(std::move(extension)), payload_(std::move(payload)), packing_(packing) {
-    header_.compression = packing.codec;
-  }
-  ~BroadcastCommand() override {
-    for (const auto& session : to_) session->unreserve(size(), high_priority());
-  }
-
-  void add(SessionPtr session) { to_.push_back(std::move(session)); }
-  [[nodiscard]] std::size_t size_of_audience() const noexcept { return to_.size(); }
-
-  void run(std::unique_ptr<Command>) noexcept override {
-    for (auto& session : std::exchange(to_, {})) session->take(header_, extension_, payload_, packing_);
-  }
-
- private:
-  [[nodiscard]] std::size_t size() const noexcept { return wire::header_size + extension_.size() + payload_->size(); }
-  [[nodiscard]] bool high_priority() const noexcept { return (header_.flags & wire::flags::high_priority) != 0; }
-
-  wire::Header header_;
-  std::vector<std::byte> extension_;
-  protocol::SharedBytes payload_;
-  Packing packing_;
-  std::vector<SessionPtr> to_;
-};
-
-/// A broadcast's payload as those sessions get it that compress it in the same way.
-struct BroadcastForm {
-  CompressionOptions how;
-  Packing packing;
-  protocol::SharedBytes payload;
-  std::vector<std::unique_ptr<BroadcastCommand>> commands;  // by shard
-};
-
-}  // namespace
-
 BroadcastResult Server::broadcast(BytesView payload, const SendOptions& options) {
-  BroadcastResult result;
-  const std::span<const std::byte> extension = options.extension;
-  const auto header = header_for(wire::PacketType::one_way, options);
-  // As many as listeners have ways to compress: few.
-  std::vector<BroadcastForm> forms;
-  const auto form_for = [&](const SessionState& session) -> BroadcastForm& {
-    const auto how = packing_of(session.options(), options.compression, payload.size());
-    for (auto& form : forms) {
-      if (form.how.codec == how.codec && form.how.level == how.level) return form;
-    }
-    const PackedPayload packed(how, payload);
-    const std::span<const std::byte> bytes = packed.bytes();
-    return forms.emplace_back(BroadcastForm{how, packed.packing(),
-                                            std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end()),
-                                            std::vector<std::unique_ptr<BroadcastCommand>>(shards_.size())});
-  };
-  for (auto& session : registry_->all()) {
-    if (session->check(0, extension.size()) != SendResult::queued) {
-      ++result.refused;
-      continue;
-    }
-    BroadcastForm& form = form_for(*session);
-    if (session->check(form.payload->size(), extension.size()) != SendResult::queued) {
-      ++result.refused;
-      continue;
-    }
-    const std::size_t size = wire::header_size + extension.size() + form.payload->size();
-    const auto place = session->reserve(size, options.high_priority);
-    if (place != SendResult::queued) {
-      ++(place == SendResult::would_block ? result.dropped : result.refused);
-      continue;
-    }
-    const auto shard = static_cast<std::size_t>(
-        std::ranges::find(shards_, &session->shard(), [](const auto& entry) { return entry.get(); }) - shards_.begin());
-    try {
-      auto& command = form.commands[shard];
-      if (!command) {
-        command = std::make_unique<BroadcastCommand>(header, std::vector<std::byte>(extension.begin(), extension.end()),
-                                                     form.payload, form.packing);
-      }
-      command->add(session);
-    } catch (...) {
-      session->unreserve(size, options.high_priority);
-      throw;
-    }
-    ++result.queued;
-  }
-  for (auto& form : forms) {
-    for (std::size_t i = 0; i < form.commands.size(); ++i) {
-      if (!form.commands[i]) continue;
-      const std::size_t count = form.commands[i]->size_of_audience();
-      std::unique_ptr<Command> command(std::move(form.commands[i]));
-      if (shards_[i]->post(std::move(command))) continue;
-      result.queued -= count;
-      result.refused += count;
-    }
-  }
-  return result;
+  Broadcast broadcast(payload, options);
+  for (const auto& session : registry_->all()) broadcast.add(session);
+  return broadcast.send();
 }
 
 ServerStats Server::stats() const {
