@@ -30,6 +30,7 @@ ServerOptions checked(ServerOptions options) {
   };
   range("shards", options.shards, 0, 1024);
   range("max_sessions", options.max_sessions, 1, ~std::uint64_t{0});
+  range("max_group_name", options.max_group_name, 1, 65535);
   range("event_capacity", options.event_capacity, 1, BroadcastChannel<Event>::max_capacity);
   if (!error && options.drain.count() < 0) error = Error(Errc::invalid_option, "drain is negative");
   if (!error && !options.executors.empty()) {
@@ -49,7 +50,9 @@ ServerOptions checked(ServerOptions options) {
 
 Server::Server(ServerOptions options)
     : options_(checked(std::move(options))),
-      registry_(std::make_shared<SessionRegistry>(options_.max_sessions, options_.max_sessions_per_address)),
+      registry_(std::make_shared<SessionRegistry>(
+          options_.max_sessions, options_.max_sessions_per_address,
+          GroupLimits{.groups_per_session = options_.max_groups_per_session, .name = options_.max_group_name})),
       session_options_(std::make_shared<const SessionOptions>(options_.session)) {
   if (options_.executors.empty()) {
     const unsigned count = options_.shards != 0 ? options_.shards : std::max(1U, std::thread::hardware_concurrency());
@@ -856,6 +859,9 @@ BroadcastResult ServerTransport::broadcast(BytesView payload, const SendOptions&
 
 SessionManager ServerTransport::session_manager() const {
   return SessionManager(server_->registry(), server_->control());
+}
+Groups ServerTransport::groups() const {
+  return Groups(server_->registry());
 }
 ActorManager<OwnedMessage>& ServerTransport::actor_manager() const noexcept {
   return server_->actors();

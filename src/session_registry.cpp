@@ -51,7 +51,9 @@ void SessionRegistry::add(const SessionPtr& session) {
 
 bool SessionRegistry::remove(SessionId id) noexcept {
   // A thread's very first use of the map takes a few words of memory. The session must not stay behind.
-  return insist([&] { return sessions_.erase(id); });
+  const bool was_there = insist([&] { return sessions_.erase(id); });
+  groups_.leave_all(id);  // after that: see GroupRegistry::join
+  return was_there;
 }
 
 SessionPtr SessionRegistry::find(SessionId id) const {

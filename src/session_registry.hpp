@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "group_registry.hpp"
 #include "session_state.hpp"
 
 #include <atomic>
@@ -12,11 +13,11 @@
 
 namespace msgtrans::detail {
 
-/// The sessions of a server by id, and the limits on their number. Any thread.
+/// The sessions of a server by id, the limits on their number, and the groups that they are in. Any thread.
 class SessionRegistry {
  public:
-  SessionRegistry(std::size_t max_sessions, std::size_t max_per_address) noexcept
-      : max_sessions_(max_sessions), max_per_address_(max_per_address) {}
+  SessionRegistry(std::size_t max_sessions, std::size_t max_per_address, GroupLimits groups = {}) noexcept
+      : max_sessions_(max_sessions), max_per_address_(max_per_address), groups_(*this, groups) {}
 
   /// Takes a place for a newcomer; false if there is none.
   [[nodiscard]] bool admit(const Peer& peer);
@@ -24,10 +25,12 @@ class SessionRegistry {
   void leave(const Peer& peer) noexcept;
 
   void add(const SessionPtr& session);
+  /// It has left its groups when this returns, and comes into none again.
   bool remove(SessionId id) noexcept;
   [[nodiscard]] SessionPtr find(SessionId id) const;
   [[nodiscard]] std::size_t size() const noexcept { return sessions_.size(); }
   [[nodiscard]] std::vector<SessionPtr> all() const;
+  [[nodiscard]] GroupRegistry& groups() noexcept { return groups_; }
 
  private:
   std::size_t max_sessions_;
@@ -38,6 +41,7 @@ class SessionRegistry {
   using Address = asio::ip::address_v6::bytes_type;  // of IPv4 the mapped one
   [[nodiscard]] static Address key_of(const asio::ip::address& address) noexcept;
   boost::unordered_flat_map<Address, std::size_t> addresses_;  // empty unless there is a limit
+  GroupRegistry groups_;
 };
 
 }  // namespace msgtrans::detail

@@ -61,6 +61,7 @@ enum class Errc {
   invalid_address,    ///< an address or URL cannot be parsed; the text shows it
   not_supported,      ///< this build or platform has no such transport
   wrong_state,        ///< already started, stopped, or not yet started
+  too_many_groups,    ///< the session is in as many groups as it may be
   blocking_on_shard,  ///< a blocking call was made on a thread that must not block
 };
 

@@ -14,6 +14,7 @@
 #include <msgtrans/pool/load_balancer.hpp>
 #include <msgtrans/send.hpp>
 #include <msgtrans/server_transport.hpp>
+#include <msgtrans/session/groups.hpp>
 #include <msgtrans/session/session.hpp>
 #include <msgtrans/session/session_manager.hpp>
 #include <msgtrans/session_id.hpp>

@@ -11,6 +11,7 @@
 #include <msgtrans/channel/broadcast_channel.hpp>
 #include <msgtrans/control.hpp>
 #include <msgtrans/event.hpp>
+#include <msgtrans/session/groups.hpp>
 #include <msgtrans/session/session.hpp>
 #include <msgtrans/session/session_actor.hpp>
 #include <msgtrans/session/session_manager.hpp>
@@ -76,6 +77,11 @@ struct ServerOptions {
   /// being added, but for answers: while these are over it, a session is handed nothing more until its own are written.
   /// At the limit `send` says `would_block` whatever the session's policy, and `async_send` waits. 0: no limit.
   std::size_t outbound_bytes_total = 0;
+
+  /// Groups that a session may be in at once; 0: no limit.
+  std::size_t max_groups_per_session = 1000;
+  /// Longest name of a group in bytes. 1 to 65535.
+  std::size_t max_group_name = 256;
   /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
   std::chrono::milliseconds drain{5'000};
   /// Events kept for subscribers that are behind, and on their way to them; rounded up to a power of two. 1 to 2^24.
@@ -287,6 +293,8 @@ class ServerTransport {
   [[nodiscard]] Control control() const;
 
   [[nodiscard]] SessionManager session_manager() const;
+  /// Sessions by the names of what they take part in, to send to all that do.
+  [[nodiscard]] Groups groups() const;
   /// The sessions' coroutines, by the ids of their sessions, and free-standing ones that are spawned there; these run
   /// on the shards in turn and are stopped with the server. Valid while the server is.
   [[nodiscard]] ActorManager<OwnedMessage>& actor_manager() const noexcept;

@@ -59,6 +59,7 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::invalid_address: return "invalid address";
       case Errc::not_supported: return "not supported";
       case Errc::wrong_state: return "wrong state for this call";
+      case Errc::too_many_groups: return "too many groups";
       case Errc::blocking_on_shard: return "blocking call on a thread that must not block";
     }
     return "unknown msgtrans error";
@@ -129,6 +130,7 @@ inline bool is_fatal(const error_code& code) noexcept {
     case Errc::invalid_address:
     case Errc::not_supported:
     case Errc::wrong_state:
+    case Errc::too_many_groups:
     case Errc::blocking_on_shard: return false;
     default: return true;
   }
