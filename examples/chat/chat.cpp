@@ -113,6 +113,12 @@ std::string new_token() {
   return token;
 }
 
+// The groups.
+constexpr const char* everybody = "everybody";
+std::string members_of(const std::string& key) {
+  return "room " + key;
+}
+
 }  // namespace
 
 Now Now::now() {
@@ -136,8 +142,9 @@ std::string delivered(bool answered, std::string_view reply, const std::string& 
   return to_text({{"ok", true}, {"delivered", true}});
 }
 
-Chat::Chat(Limits limits, std::vector<std::string> permanent_rooms) : limits_(limits) {
-  for (auto& name : permanent_rooms) rooms_[key_of(name)] = Room{name, true, {}, {}, 0, 0};
+Chat::Chat(msgtrans::Groups groups, Limits limits, std::vector<std::string> permanent_rooms)
+    : groups_(std::move(groups)), limits_(limits) {
+  for (auto& name : permanent_rooms) rooms_[key_of(name)] = Room{name, true, {}, 0, 0};
 }
 
 Turn Chat::ask(SessionId who, std::uint8_t kind, std::string_view payload, const Now& now) {
@@ -183,6 +190,7 @@ std::vector<News> Chat::gone(SessionId who) {
   if (it == clients_.end()) return news;
   for (const auto rooms = it->second.rooms; const auto& key : rooms) leave_room(who, key, "gone", news);
   if (!it->second.name.empty()) names_.erase(key_of(it->second.name));
+  groups_.leave_all(who);  // who is told to go may still be there
   clients_.erase(it);
   return news;
 }
@@ -204,6 +212,7 @@ void Chat::hello(SessionId who, const Json& request, Turn& turn) {
   client.name = name;
   client.token = new_token();
   names_[key] = who;
+  groups_.join(everybody, who);
   turn.answer = to_text({{"ok", true},
                          {"name", name},
                          {"token", client.token},
@@ -234,18 +243,14 @@ void Chat::join(SessionId who, const Json& request, Turn& turn) {
   Room& room = rooms_[key];
   room.used = ++uses_;
   client.rooms.insert(key);
-  room.members.insert(who);
-  Json members = Json::array();
-  for (const SessionId member : room.members) members.push_back(clients_[member].name);
+  groups_.join(members_of(key), who);
   Json history = Json::array();
   for (const auto& message : room.history) history.push_back(message);
-  turn.answer = to_text({{"ok", true}, {"room", room.name}, {"members", members}, {"history", history}});
+  turn.answer = to_text({{"ok", true}, {"room", room.name}, {"members", names_in(key)}, {"history", history}});
   if (!is_new) return;
-  News news{{}, Kind::presence, to_text({{"room", room.name}, {"name", client.name}, {"event", "join"}})};
-  std::copy_if(room.members.begin(), room.members.end(), std::back_inserter(news.to),
-               [who](SessionId member) { return member != who; });
-  turn.news.push_back(std::move(news));
-  turn.news.push_back(room_news(room));
+  turn.news.push_back(
+      {members_of(key), Kind::presence, to_text({{"room", room.name}, {"name", client.name}, {"event", "join"}}), who});
+  turn.news.push_back(room_news(key));
 }
 
 void Chat::leave(SessionId who, const Json& request, Turn& turn) {
@@ -258,13 +263,12 @@ void Chat::leave(SessionId who, const Json& request, Turn& turn) {
 void Chat::leave_room(SessionId who, const std::string& key, std::string_view how, std::vector<News>& news) {
   Room& room = rooms_[key];
   Client& client = clients_[who];
-  room.members.erase(who);
+  groups_.leave(members_of(key), who);
   room.used = ++uses_;
   client.rooms.erase(key);
-  news.push_back({{room.members.begin(), room.members.end()},
-                  Kind::presence,
-                  to_text({{"room", room.name}, {"name", client.name}, {"event", how}})});
-  news.push_back(room_news(room));
+  news.push_back(
+      {members_of(key), Kind::presence, to_text({{"room", room.name}, {"name", client.name}, {"event", how}})});
+  news.push_back(room_news(key));
 }
 
 void Chat::say(SessionId who, const Json& request, const Now& now, Turn& turn) {
@@ -279,7 +283,7 @@ void Chat::say(SessionId who, const Json& request, const Now& now, Turn& turn) {
   room.history.push_back(message);
   if (room.history.size() > limits_.history) room.history.pop_front();
   ++counts_.messages;
-  turn.news.push_back({{room.members.begin(), room.members.end()}, Kind::message, to_text(message)});
+  turn.news.push_back({members_of(key), Kind::message, to_text(message)});
   turn.answer = to_text({{"ok", true}, {"id", room.last_id}, {"time", now.unix_ms}});
 }
 
@@ -299,13 +303,13 @@ bool Chat::make_room(const std::string& key, const std::string& name) {
   if (rooms_.size() >= limits_.rooms) {
     auto oldest = rooms_.end();
     for (auto it = rooms_.begin(); it != rooms_.end(); ++it) {
-      if (it->second.permanent || !it->second.members.empty()) continue;
+      if (it->second.permanent || groups_.size(members_of(it->first)) != 0) continue;
       if (oldest == rooms_.end() || it->second.used < oldest->second.used) oldest = it;
     }
     if (oldest == rooms_.end()) return false;
     rooms_.erase(oldest);
   }
-  rooms_[key] = Room{name, false, {}, {}, 0, 0};
+  rooms_[key] = Room{name, false, {}, 0, 0};
   return true;
 }
 
@@ -325,18 +329,23 @@ bool Chat::too_fast(Client& client, const Now& now) {
 
 Chat::Json Chat::room_list() const {
   Json list = Json::array();
-  for (const auto& [key, room] : rooms_) list.push_back({{"room", room.name}, {"members", room.members.size()}});
+  for (const auto& [key, room] : rooms_) {
+    list.push_back({{"room", room.name}, {"members", groups_.size(members_of(key))}});
+  }
   return list;
 }
 
-News Chat::room_news(const Room& room) const {
-  return {everybody(), Kind::room, to_text({{"room", room.name}, {"members", room.members.size()}})};
+// In the order in which they connected.
+Chat::Json Chat::names_in(const std::string& key) const {
+  auto members = groups_.members(members_of(key));
+  std::sort(members.begin(), members.end());
+  Json names = Json::array();
+  for (const SessionId member : members) names.push_back(clients_.at(member).name);
+  return names;
 }
 
-std::vector<SessionId> Chat::everybody() const {
-  std::vector<SessionId> all;
-  for (const auto& [key, who] : names_) all.push_back(who);
-  return all;
+News Chat::room_news(const std::string& key) const {
+  return {everybody, Kind::room, to_text({{"room", rooms_.at(key).name}, {"members", groups_.size(members_of(key))}})};
 }
 
 }  // namespace chat

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <msgtrans/session/groups.hpp>
 #include <msgtrans/session_id.hpp>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -52,11 +53,12 @@ struct Now {
   static Now now();
 };
 
-/// To be sent to these, in this order.
+/// To be sent to that group, but not to `except`.
 struct News {
-  std::vector<SessionId> to;
+  std::string group;
   Kind kind;
   std::string json;
+  SessionId except = {};
 };
 
 /// To be asked of the one it is meant for; what comes of it is the answer to who sent it.
@@ -86,10 +88,11 @@ struct Counts {
 };
 
 /// Who is there, in which rooms, and what was said. Knows no sockets: it is told what came, and says what is to be
-/// sent. Not thread-safe.
+/// sent. Rooms are groups of the server's sessions, and so is everybody who has a name. Not thread-safe.
 class Chat {
  public:
-  explicit Chat(Limits limits = {}, std::vector<std::string> permanent_rooms = {"Lobby", "Help", "Random"});
+  explicit Chat(msgtrans::Groups groups, Limits limits = {},
+                std::vector<std::string> permanent_rooms = {"Lobby", "Help", "Random"});
 
   /// A client asks something (or says it one-way; then nobody hears the answer, unless it is an error).
   Turn ask(SessionId who, std::uint8_t kind, std::string_view payload, const Now& now);
@@ -105,7 +108,7 @@ class Chat {
   struct Client {
     std::string name;  // empty until it has said hello
     std::string token;
-    std::set<std::string> rooms;  // their keys
+    std::set<std::string> rooms;  // their keys; also when it has gone, and is in no group any more
     double allowance = 0;
     std::chrono::steady_clock::time_point refilled;
     unsigned strikes = 0;
@@ -115,7 +118,6 @@ class Chat {
   struct Room {
     std::string name;
     bool permanent = false;
-    std::set<SessionId> members;
     std::deque<Json> history;
     std::uint64_t last_id = 0;
     std::uint64_t used = 0;  // when, for the one that has been unused for longest
@@ -131,9 +133,10 @@ class Chat {
   bool make_room(const std::string& key, const std::string& name);
   bool too_fast(Client& client, const Now& now);
   [[nodiscard]] Json room_list() const;
-  [[nodiscard]] News room_news(const Room& room) const;
-  [[nodiscard]] std::vector<SessionId> everybody() const;
+  [[nodiscard]] Json names_in(const std::string& key) const;
+  [[nodiscard]] News room_news(const std::string& key) const;
 
+  msgtrans::Groups groups_;
   Limits limits_;
   Counts counts_;
   std::map<SessionId, Client> clients_;

@@ -137,11 +137,10 @@ class Server {
   // Never blocks: a client that does not read is closed when its queue is full.
   void tell(const std::vector<chat::News>& all) {
     for (const auto& news : all) {
-      for (const auto who : news.to) server_.send(who, news.json, {.biz_type = static_cast<std::uint8_t>(news.kind)});
+      groups_.send(news.group, news.json, {.biz_type = static_cast<std::uint8_t>(news.kind)}, news.except);
     }
   }
 
-  chat::Chat chat_;
   std::uint64_t delivered_ = 0;
   // One shard, so everything here runs on one thread, and the chat needs no lock.
   msgtrans::ServerTransport server_{{.shards = 1,
@@ -151,6 +150,8 @@ class Server {
                                                  .max_extension = 256,
                                                  .outbound_bytes = 256 * 1024,
                                                  .slow_consumer = msgtrans::SlowConsumer::close}}};
+  msgtrans::Groups groups_ = server_.groups();
+  chat::Chat chat_{groups_};  // run() returns when the server has stopped, so no handler needs it any more
 };
 
 }  // namespace
