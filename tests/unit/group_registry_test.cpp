@@ -3,6 +3,7 @@
 
 #include "broadcast.hpp"
 #include "session_registry.hpp"
+#include "support/wait.hpp"
 #include "unit/allocation_failure.hpp"
 
 #include <algorithm>
@@ -255,8 +256,16 @@ TEST(GroupRegistry, JoinThatRacesWithTheEndLeaksNoMember) {
       }
     });
   }
-  constexpr std::uint64_t least = 10'000, least_joined = 2'000;
-  for (std::uint64_t i = 0; i < least || (joined < least_joined && i < 20 * least); ++i) {
+  // And somebody sends to them.
+  std::atomic<std::uint64_t> seen{0};
+  joiners.emplace_back([&] {
+    while (!over.load()) {
+      for (const auto& name : names) seen += ids_in(groups.members(name)).size();
+    }
+  });
+  // Some thousands are enough to meet the race many times; on a busy machine as many as it gives in some seconds.
+  const auto until = Clock::now() + 3s;
+  for (int i = 0; i < 20'000 && (Clock::now() < until || joined < 100 || seen == 0); ++i) {
     const auto session = sessions.make();
     registry.add(session);
     current = session->id().value();
@@ -269,6 +278,7 @@ TEST(GroupRegistry, JoinThatRacesWithTheEndLeaksNoMember) {
   for (const auto& name : names) EXPECT_EQ(groups.size(name), 0U);
   EXPECT_GT(joined, 0U);
   EXPECT_GT(refused, 0U);
+  EXPECT_GT(seen, 0U);
 }
 
 TEST(BroadcastOfOneMessage, IsEncodedOnceForEachWayToCompressWhateverTheNumberOfShards) {
