@@ -5,11 +5,24 @@
 #include "session_state.hpp"
 #include "shard.hpp"
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <map>
+#include <memory>
 #include <msgtrans/client_transport.hpp>
+#include <msgtrans/detail/clock.hpp>
+#include <msgtrans/protocol/backoff.hpp>
+#include <msgtrans/protocol/counter.hpp>
+#include <msgtrans/protocol/outbound_budget.hpp>
 #include <mutex>
 #include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 namespace msgtrans::detail {
 
@@ -17,6 +30,11 @@ namespace msgtrans::detail {
 [[nodiscard]] Error validate_connection(const ClientOptions& options);
 
 /// What `ClientTransport` refers to; outlives it while its shard still finishes.
+///
+/// From a call of `connect` to the end of what came of it, with all reconnections, is a series. One-way messages that
+/// are kept for a connection (`ReconnectOptions::keep_packets`) lie in two lanes, as in a session's queue; once
+/// there is a connection, the first of each lane is offered to it, as a copy that waits for room there, until the
+/// lane is empty. So none is lost with a connection that had not accepted it, and later ones stay behind.
 class Client final : public SessionHost, public std::enable_shared_from_this<Client> {
  public:
   using Connected = asio::any_completion_handler<void(Error)>;
@@ -27,13 +45,19 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   struct Target {
     Endpoint endpoint;
     ConnectionFactory make_connection;
+    std::string url;
+  };
+  /// The right, and the duty, to call `connect`.
+  struct Claim {
+    std::uint64_t series = 0;
+    std::vector<Target> targets;
   };
 
   /// Claims the client for one `connect`; nothing, and why, if that cannot be.
-  [[nodiscard]] std::optional<Target> begin_connect(std::string_view url, Error& error);
+  [[nodiscard]] std::optional<Claim> begin_connect(std::span<const std::string> urls, Error& error);
   /// After it: `connected` is called on the shard, later.
-  void connect(Target target, asio::cancellation_slot slot, Connected connected);
-  void connect_and_wait(std::string_view url, Error& error);
+  void connect(Claim claim, asio::cancellation_slot slot, Connected connected);
+  void connect_and_wait(std::span<const std::string> urls, Error& error);
   /// Once, before anything else: starts the shard's thread.
   void start();
   void close();
@@ -43,6 +67,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   /// Null while not connected.
   [[nodiscard]] SessionPtr current() const;
   [[nodiscard]] SessionStats stats() const;
+  [[nodiscard]] ClientStats client_stats() const;
 
   template <class Handler>
   void set(Handler Client::*member, Handler handler) {
@@ -52,9 +77,24 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   }
 
   MessageHandler on_message;
+  ClientConnectHandler on_connect;
   WritableHandler on_writable;
   DisconnectHandler on_disconnect;
+  ReconnectHandler on_reconnecting;
+  GaveUpHandler on_gave_up;
   ErrorHandler on_error;
+
+  /// What is sent while there is no connection is kept.
+  [[nodiscard]] bool keeps() const noexcept { return keeps_; }
+  /// Requests are sent again.
+  [[nodiscard]] bool retries() const noexcept { return retries_; }
+  SendResult send(BytesView payload, const SendOptions& options);
+  /// Of a client that keeps messages, or retries requests.
+  [[nodiscard]] OutgoingCommandPtr make_outgoing(OutgoingCommand::Kind kind, const wire::Header& header,
+                                                 BytesView extension, BytesView payload,
+                                                 const std::optional<CompressionOptions>& compression) const;
+  [[nodiscard]] OutgoingCommandPtr make_request(BytesView payload, const RequestOptions& options) const;
+  void start_outgoing(OutgoingCommandPtr command);
 
   // SessionHost
   void message(Session& session, const Message& message) override { on_message(session, message); }
@@ -69,15 +109,95 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   void silence() noexcept;
 
  private:
-  enum class State : std::uint8_t { idle, connecting, connected, cut };
+  enum class State : std::uint8_t { idle, connecting, connected, reconnecting, cut };
 
   class Attempt;
+  class Arrival;
 
-  void abandoned();
-  void settle_attempt(Error error, Connected connected);
+  /// On the shard.
+  struct Series {
+    std::uint64_t number = 0;
+    std::vector<Target> targets;
+    Connected connected;    // until it was told
+    std::size_t first = 0;  // where an attempt begins
+    std::size_t tried = 0;  // in this attempt
+    std::uint32_t attempt = 0;
+    bool established = false;  // ever
+    TimePoint since;           // of the latest connection
+    Error error;               // of this attempt's tries
+
+    [[nodiscard]] std::size_t current() const noexcept { return (first + tried - 1) % targets.size(); }
+  };
+
+  /// What a cancellation slot and the shard share.
+  struct ClientOperation : Operation {
+    std::uint64_t number = 0;  // once it is among the requests
+  };
+
+  struct Lane {
+    std::deque<OutgoingCommandPtr> kept;
+    std::deque<OutgoingCommandPtr> waiting;  // for room among the kept
+    bool offered = false;                    // the first of the kept, to the session
+  };
+  static constexpr std::size_t lane_count = 2;  // normal, high priority
+
+  /// A request that may be sent again.
+  struct Retryable {
+    OutgoingCommandPtr request;  // with its handler
+    OperationPtr sent;           // null: it waits for a connection
+    std::uint32_t turn = 0;      // how often it was sent
+  };
+
+  /// Numbers by chance that are the same everywhere: SplitMix64 (Steele, Lea and Flood, 2014).
+  struct Chance {
+    std::uint64_t state;
+    [[nodiscard]] double fraction() noexcept;
+  };
+
+  // --- a series; on the shard
+  void begin(Series series) noexcept;
+  void try_next() noexcept;
+  void attempted(Error error) noexcept;
   void established(Link link, Peer peer, Error& error);
+  void open_to_all() noexcept;
+  void tell_connected(Error error) noexcept;
+  void schedule(Error error) noexcept;
+  void backoff_over(std::uint64_t series) noexcept;
+  void end_series(Error error, bool gave_up = false) noexcept;
+  void leave_series(std::uint64_t series) noexcept;
+  void series_ended(std::uint64_t series) noexcept;
+  void cancel_connect(std::uint64_t series) noexcept;
+  void close_here(std::uint64_t series) noexcept;
+  void close_if_sent() noexcept;
+  void abandoned() noexcept;
+  template <class F>
+  bool call_handler(SessionId session, F f, Error* failure = nullptr) noexcept;
+
+  // --- what is kept
+  /// Under the lock: somebody works for a connection, and nobody has closed.
+  [[nodiscard]] bool in_series() const noexcept { return state_ != State::idle && state_ != State::cut && !closing_; }
+  /// Under the lock: the session, if it is open for what is sent now.
+  [[nodiscard]] SessionPtr usable() const noexcept;
+  [[nodiscard]] bool has_room(std::size_t size) const noexcept;
+  void keep(Lane& lane, OutgoingCommandPtr& message);
+  void arrived(OutgoingCommandPtr command, bool ahead) noexcept;
+  void send_arrived(OutgoingCommandPtr command, bool ahead) noexcept;
+  void request_arrived(OutgoingCommandPtr command, bool ahead) noexcept;
+  void offer(std::size_t lane) noexcept;
+  void offered(std::size_t lane, error_code code) noexcept;
+  void admit_waiting(std::size_t lane) noexcept;
+  void ask(Retryable& one, std::uint64_t number, const SessionPtr& session) noexcept;
+  void ask_again() noexcept;
+  void answered(std::uint64_t number, std::uint32_t turn, error_code code, Reply reply) noexcept;
+  void finish_request(std::map<std::uint64_t, Retryable>::iterator which, error_code code, Reply reply) noexcept;
+  void expire_requests() noexcept;
+  void arm_requests() noexcept;
+  void cancel(const ClientOperation& operation) noexcept;
+  [[nodiscard]] bool inside_on_connect() const noexcept { return Shard::current() == shard_.get() && in_on_connect_; }
 
   const ClientOptions options_;
+  const bool keeps_;
+  const bool retries_;
   const std::shared_ptr<const SessionOptions> session_options_;
   std::shared_ptr<Shard> shard_;
   TlsOfClient tls_;  // of whoever connects
@@ -86,10 +206,28 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   State state_ = State::idle;
+  bool closing_ = false;  // the series
+  bool opening_ = false;  // connected, but on_connect's turn is not over
   bool shard_finished_ = false;
-  SessionPtr session_;                // the latest
-  SessionId last_ended_;              // of its sessions, which come one after the other
-  std::shared_ptr<Attempt> attempt_;  // on the shard
+  SessionPtr session_;               // the latest
+  std::uint64_t series_number_ = 0;  // the latest
+  std::uint64_t ended_series_ = 0;   // the latest that has
+  std::array<Lane, lane_count> lanes_;
+  protocol::OutboundDepth kept_;
+  std::uint64_t kept_total_ = 0;
+  std::uint64_t kept_dropped_ = 0;
+
+  // on the shard
+  std::optional<Series> series_;
+  std::shared_ptr<Attempt> attempt_;
+  std::optional<Timer> backoff_timer_;  // or how long a close may take
+  std::optional<Timer> request_timer_;
+  std::map<std::uint64_t, Retryable> requests_;  // in the order in which they were made
+  std::uint64_t last_request_ = 0;
+  bool in_on_connect_ = false;
+  Chance chance_;
+  protocol::Counter connections_, attempts_, tries_, failures_, retried_;
+  std::atomic<std::size_t> retryable_requests_{0}, retryable_bytes_{0};  // of requests_
 };
 
 }  // namespace msgtrans::detail

@@ -9,7 +9,7 @@
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/system_executor.hpp>
-#include <cmath>
+#include <msgtrans/protocol/backoff.hpp>
 #include <new>
 
 namespace msgtrans::detail {
@@ -100,6 +100,9 @@ Error validate(const ConnectionPoolOptions& options) {
   }
   if (!error && options.client.executor) {
     error = Error(Errc::invalid_option, "client.executor is set; a pool's executor is ConnectionPoolOptions::executor");
+  }
+  if (!error && options.client.reconnect.enabled) {
+    error = Error(Errc::invalid_option, "client.reconnect.enabled is set; a pool replaces its connections itself");
   }
   first(check_duration("client.connect_timeout", options.client.connect_timeout, true));
   first(validate_connection(options.client));
@@ -561,10 +564,9 @@ void Pool::connected(std::shared_ptr<PoolSlot> slot, error_code code) noexcept {
 
 void Pool::attempt_failed(std::uint32_t failures, error_code code) noexcept {
   failures_ = std::max(failures_, failures);
-  const auto& backoff = options_.backoff;
-  const double wanted = static_cast<double>(backoff.initial.count()) * std::pow(backoff.factor, failures_ - 1.0);
-  const double most = static_cast<double>(backoff.max.count());
-  next_attempt_ = Clock::now() + std::chrono::milliseconds(static_cast<std::int64_t>(std::min(wanted, most)));
+  const auto& given = options_.backoff;
+  const protocol::Backoff backoff{.initial = given.initial, .factor = given.factor, .max = given.max};
+  next_attempt_ = Clock::now() + backoff.delay(failures_);
   const std::lock_guard lock(mutex_);
   last_failure_ = code;
 }

@@ -27,6 +27,9 @@ HealthCheckerOptions checked(HealthCheckerOptions options) {
   if (!error && options.client.executor) {
     error = Error(Errc::invalid_option, "client.executor is set; a health checker runs on its balancer's executor");
   }
+  if (!error && options.client.reconnect.enabled) {
+    error = Error(Errc::invalid_option, "client.reconnect.enabled is set; a checker makes its connections itself");
+  }
   if (!error) error = validate_connection(options.client);
   if (error) throw Exception(error);
   return options;

@@ -12,6 +12,7 @@
 #include <msgtrans/pool/connection_pool.hpp>
 #include <msgtrans/pool/health_checker.hpp>
 #include <msgtrans/pool/load_balancer.hpp>
+#include <msgtrans/reconnect_options.hpp>
 #include <msgtrans/send.hpp>
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/session/groups.hpp>
