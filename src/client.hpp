@@ -94,7 +94,8 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
                                                  BytesView extension, BytesView payload,
                                                  const std::optional<CompressionOptions>& compression) const;
   [[nodiscard]] OutgoingCommandPtr make_request(BytesView payload, const RequestOptions& options) const;
-  void start_outgoing(OutgoingCommandPtr command);
+  void start_send(OutgoingCommandPtr message, SendHandler handler);
+  void start_request(OutgoingCommandPtr request, ReplyHandler handler);
 
   // SessionHost
   void message(Session& session, const Message& message) override { on_message(session, message); }
@@ -180,8 +181,9 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   [[nodiscard]] SessionPtr usable() const noexcept;
   [[nodiscard]] bool has_room(std::size_t size) const noexcept;
   void keep(Lane& lane, OutgoingCommandPtr& message);
-  void arrived(OutgoingCommandPtr command, bool ahead) noexcept;
-  void send_arrived(OutgoingCommandPtr command, bool ahead) noexcept;
+  template <class Handler>
+  void prepare_outgoing(OutgoingCommand& command, const Handler& handler);
+  static void ended_before(OutgoingCommand& command);
   void request_arrived(OutgoingCommandPtr command, bool ahead) noexcept;
   void offer(std::size_t lane) noexcept;
   void offered(std::size_t lane, error_code code) noexcept;

@@ -183,13 +183,16 @@ OutgoingCommandPtr Client::make_request(BytesView payload, const RequestOptions&
   return command;
 }
 
-/// An asynchronous call on its way to the shard.
+/// An asynchronous call on its way to the shard: a request, or a message that was kept, whose handler is to be told.
 class Client::Arrival final : public Command {
  public:
   Arrival(std::shared_ptr<Client> client, OutgoingCommandPtr command, bool ahead) noexcept
       : command_(std::move(command)), client_(std::move(client)), ahead_(ahead) {}
 
-  void run(std::unique_ptr<Command>) noexcept override { client_->arrived(std::move(command_), ahead_); }
+  void run(std::unique_ptr<Command>) noexcept override {
+    if (command_->on_sent) return command_->finish({}, *client_->shard_);
+    client_->request_arrived(std::move(command_), ahead_);
+  }
   [[nodiscard]] OutgoingCommand& command() noexcept { return *command_; }
 
  private:
@@ -198,89 +201,92 @@ class Client::Arrival final : public Command {
   const bool ahead_;  // made by on_connect
 };
 
-void Client::start_outgoing(OutgoingCommandPtr command) {
-  const auto prepare = [&](const auto& handler) {
-    command->work = tracked_executor(handler, shard_->executor());
-    const auto slot = asio::get_associated_cancellation_slot(handler);
-    if (!slot.is_connected() || command->refusal) return;
-    auto operation = std::make_shared<ClientOperation>();
-    command->operation = operation;
-    auto mutable_slot = slot;
-    mutable_slot.assign([shard = shard_, weak = weak_from_this(), operation](asio::cancellation_type type) {
-      if (type == asio::cancellation_type::none) return;
-      shard->post([weak, operation] {
-        if (const auto self = weak.lock()) self->cancel(*operation);
-      });
+/// Before the command is where the slot's owner could find it.
+template <class Handler>
+void Client::prepare_outgoing(OutgoingCommand& command, const Handler& handler) {
+  command.work = tracked_executor(handler, shard_->executor());
+  auto slot = asio::get_associated_cancellation_slot(handler);
+  if (!slot.is_connected()) return;
+  auto operation = std::make_shared<ClientOperation>();
+  command.operation = operation;
+  slot.assign([shard = shard_, weak = weak_from_this(), operation](asio::cancellation_type type) {
+    if (type == asio::cancellation_type::none) return;
+    shard->post([weak, operation] {
+      if (const auto self = weak.lock()) self->cancel(*operation);
     });
-  };
-  if (command->on_sent) {
-    prepare(command->on_sent);
-  } else {
-    prepare(command->on_reply);
+  });
+}
+
+/// Decided here and not on the shard, so that it keeps its place before what the caller sends next.
+void Client::start_send(OutgoingCommandPtr message, SendHandler handler) {
+  message->home = shard_;
+  if (message->refusal) return detail::start_send(std::move(message), std::move(handler));
+  Lane& lane = lanes_[lane_of(message->header)];
+  auto told = OutgoingCommand::make(nullptr, message->kind, message->header, {}, {});
+  prepare_outgoing(*message, handler);
+  enum class Fate { none, session, kept, waits } fate = Fate::none;
+  {
+    const std::lock_guard lock(mutex_);
+    if (in_series()) {
+      SessionPtr session = usable();
+      if (session && (opening_ || (lane.kept.empty() && lane.waiting.empty()))) {
+        fate = Fate::session;
+        message->session = std::move(session);
+      } else if (lane.waiting.empty() && has_room(message->packet_size())) {
+        fate = Fate::kept;
+        told->work = std::move(message->work);
+        keep(lane, message);
+      } else {
+        fate = Fate::waits;
+        message->on_sent.swap(handler);
+        lane.waiting.push_back(std::move(message));
+      }
+    }
   }
+  switch (fate) {
+    case Fate::none: message->refusal = Errc::closed; [[fallthrough]];
+    case Fate::session: message->operation = nullptr; return detail::start_send(std::move(message), std::move(handler));
+    case Fate::waits: return;
+    case Fate::kept: break;
+  }
+  told->on_sent.swap(handler);
+  std::unique_ptr<Command> posted = std::make_unique<Arrival>(shared_from_this(), std::move(told), false);
+  if (!shard_->post(std::move(posted))) ended_before(static_cast<Arrival&>(*posted).command());
+}
+
+void Client::start_request(OutgoingCommandPtr request, ReplyHandler handler) {
+  request->home = shard_;
+  if (request->refusal) return detail::start_request(std::move(request), std::move(handler));
+  prepare_outgoing(*request, handler);
+  request->on_reply.swap(handler);
   std::unique_ptr<Command> posted =
-      std::make_unique<Arrival>(shared_from_this(), std::move(command), inside_on_connect());
-  if (shard_->post(std::move(posted))) return;
-  // The shard has ended, so its executor may run nothing any more.
-  auto& refused = static_cast<Arrival&>(*posted).command();
-  const error_code code = refused.refusal ? refused.refusal : make_error_code(Errc::closed);
-  if (refused.on_sent) {
-    auto work = tracked_executor(refused.on_sent, asio::system_executor());
-    complete_later(asio::system_executor(), std::move(work), std::move(refused.on_sent), code);
+      std::make_unique<Arrival>(shared_from_this(), std::move(request), inside_on_connect());
+  if (!shard_->post(std::move(posted))) ended_before(static_cast<Arrival&>(*posted).command());
+}
+
+/// The shard has ended, so its executor may run nothing any more.
+void Client::ended_before(OutgoingCommand& command) {
+  const auto code = make_error_code(Errc::closed);
+  if (command.on_sent) {
+    auto work = tracked_executor(command.on_sent, asio::system_executor());
+    complete_later(asio::system_executor(), std::move(work), std::move(command.on_sent), code);
   } else {
-    auto work = tracked_executor(refused.on_reply, asio::system_executor());
-    complete_later(asio::system_executor(), std::move(work), std::move(refused.on_reply), code, Reply{});
+    auto work = tracked_executor(command.on_reply, asio::system_executor());
+    complete_later(asio::system_executor(), std::move(work), std::move(command.on_reply), code, Reply{});
   }
 }
 
 void start_send(RoutedCommand message, SendHandler handler) {
   if (!message.client) return start_send(std::move(message.command), std::move(handler));
-  message.command->on_sent.swap(handler);  // assigning is broken in Boost 1.81
-  message.client->start_outgoing(std::move(message.command));
+  message.client->start_send(std::move(message.command), std::move(handler));
 }
 
 void start_request(RoutedCommand request, ReplyHandler handler) {
   if (!request.client) return start_request(std::move(request.command), std::move(handler));
-  request.command->on_reply.swap(handler);
-  request.client->start_outgoing(std::move(request.command));
+  request.client->start_request(std::move(request.command), std::move(handler));
 }
 
 // --- on the shard
-
-void Client::arrived(OutgoingCommandPtr command, bool ahead) noexcept {
-  if (command->refusal) return command->finish(command->refusal, *shard_);
-  if (command->kind == OutgoingCommand::Kind::request) return request_arrived(std::move(command), ahead);
-  send_arrived(std::move(command), ahead);
-}
-
-void Client::send_arrived(OutgoingCommandPtr command, bool ahead) noexcept {
-  Lane& lane = lanes_[lane_of(command->header)];
-  SessionPtr session;
-  error_code code;
-  try {
-    const std::lock_guard lock(mutex_);
-    if (!in_series()) {
-      code = Errc::closed;
-    } else {
-      if (state_ == State::connected && session_->is_open() && session_->protocol().accepts() &&
-          (ahead || (!opening_ && lane.kept.empty() && lane.waiting.empty()))) {
-        session = session_;
-      } else if (!lane.waiting.empty() || !has_room(command->packet_size())) {
-        lane.waiting.push_back(std::move(command));
-        return;
-      } else {
-        auto kept = OutgoingCommand::make(nullptr, command->kind, command->header, command->extension(),
-                                          command->payload(), command->packing);
-        keep(lane, kept);
-      }
-    }
-  } catch (const std::bad_alloc&) {
-    code = Errc::would_block;
-  }
-  if (!session) return command->finish(code, *shard_);
-  command->session = session;
-  session->take(std::move(command));
-}
 
 /// The first of the lane, to the session; and so on.
 void Client::offer(std::size_t index) noexcept {
