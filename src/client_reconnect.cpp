@@ -176,8 +176,10 @@ OutgoingCommandPtr Client::make_request(BytesView payload, const RequestOptions&
   const auto header = header_for(
       wire::PacketType::request,
       {.biz_type = options.biz_type, .high_priority = options.high_priority, .route_tag = options.route_tag});
-  auto command = make_outgoing(OutgoingCommand::Kind::request, header, options.extension, payload, options.compression);
   const auto timeout = options.timeout.value_or(session_options_->request_timeout);
+  const RequestExtension extension(options, timeout);
+  auto command = make_outgoing(OutgoingCommand::Kind::request, header, extension.bytes(), payload, options.compression);
+  command->tells_timeout = extension.tells_timeout() && !command->refusal;
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;
@@ -432,6 +434,7 @@ void Client::ask(Retryable& one, std::uint64_t number, const SessionPtr& session
     copy->on_reply.swap(handler);
     copy->operation = operation;
     copy->deadline = request.deadline;
+    copy->tells_timeout = request.tells_timeout;
     if (one.turn != 0) retried_.add(1);
     one.turn = turn;
     one.sent = std::move(operation);
@@ -547,10 +550,12 @@ detail::RoutedCommand ClientTransport::route_send(BytesView payload, const SendO
   if (!client_->keeps()) {
     return {detail::make_send(client_->current(), {client_->shard(), Errc::closed}, payload, options), nullptr};
   }
-  return {client_->make_outgoing(detail::OutgoingCommand::Kind::one_way,
-                                 detail::header_for(wire::PacketType::one_way, options), options.extension, payload,
-                                 options.compression),
-          client_};
+  auto command = client_->make_outgoing(detail::OutgoingCommand::Kind::one_way,
+                                        detail::header_for(wire::PacketType::one_way, options), options.extension,
+                                        payload, options.compression);
+  command->timeout = std::min(options.timeout, detail::longest_duration);
+  if (options.timeout.count() < 0) command->refusal = Errc::invalid_option;
+  return {std::move(command), client_};
 }
 
 detail::RoutedCommand ClientTransport::route_request(BytesView payload, const RequestOptions& options) const {

@@ -486,6 +486,13 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
 
 }  // namespace
 
+RequestExtension::RequestExtension(const RequestOptions& options, std::chrono::milliseconds timeout)
+    : plain_(options.extension), tells_timeout_(options.tell_timeout && timeout.count() > 0) {
+  if (!tells_timeout_) return;
+  with_timeout_.resize(wire::told_timeout_size);  // filled in when it goes out
+  with_timeout_.insert(with_timeout_.end(), plain_.begin(), plain_.end());
+}
+
 OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options) {
   auto command =
       make_command(std::move(session), home, OutgoingCommand::Kind::one_way,
@@ -502,20 +509,10 @@ OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView 
   const auto header = header_for(
       wire::PacketType::request,
       {.biz_type = options.biz_type, .high_priority = options.high_priority, .route_tag = options.route_tag});
-  OutgoingCommandPtr command;
-  const auto make = [&](BytesView extension) {
-    return make_command(std::move(session), home, OutgoingCommand::Kind::request, header, extension, payload,
-                        options.compression);
-  };
-  if (options.tell_timeout && timeout.count() > 0) {
-    std::vector<std::byte> extension(wire::told_timeout_size);  // filled in when it goes out
-    const std::span<const std::byte> rest = options.extension;
-    extension.insert(extension.end(), rest.begin(), rest.end());
-    command = make(extension);
-    command->tells_timeout = !command->refusal;
-  } else {
-    command = make(options.extension);
-  }
+  const RequestExtension extension(options, timeout);
+  auto command = make_command(std::move(session), home, OutgoingCommand::Kind::request, header, extension.bytes(),
+                              payload, options.compression);
+  command->tells_timeout = extension.tells_timeout() && !command->refusal;
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;

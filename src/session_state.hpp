@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 #include <sys/uio.h>
+#include <vector>
 
 namespace msgtrans::detail {
 
@@ -100,6 +101,21 @@ class OutgoingCommand final : public Command {
 
   std::size_t extension_size_;
   std::size_t payload_size_;
+};
+
+/// The extension header of a request: place for what is told of its timeout, if that is wanted, and the caller's.
+class RequestExtension {
+ public:
+  RequestExtension(const RequestOptions& options, std::chrono::milliseconds timeout);
+  [[nodiscard]] BytesView bytes() const noexcept {
+    return tells_timeout_ ? BytesView(with_timeout_) : BytesView(plain_);
+  }
+  [[nodiscard]] bool tells_timeout() const noexcept { return tells_timeout_; }
+
+ private:
+  std::span<const std::byte> plain_;
+  std::vector<std::byte> with_timeout_;
+  bool tells_timeout_;
 };
 
 /// The order of the commands to the control loop about one session: they are made on any thread.

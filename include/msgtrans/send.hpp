@@ -58,7 +58,9 @@ struct SendOptions {
   /// Instead of `SessionOptions::compression`; `no_compression` sends it as it is. A level out of its range is taken
   /// for the nearest that is not.
   std::optional<CompressionOptions> compression = {};
-  /// Of `async_send`: how long to wait for room in the queue; zero: for ever. The others do not wait.
+  /// Of `async_send`: how long to wait for room in the session's queue; zero: for ever. The others do not wait. Not for
+  /// a place among what a client keeps while it is not connected (`ReconnectOptions`): that wait ends with the client's
+  /// trying.
   std::chrono::milliseconds timeout{0};
 };
 

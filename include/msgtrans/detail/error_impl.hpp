@@ -104,12 +104,14 @@ constexpr const char* to_string(Errc e) noexcept {
     case Errc::peer_silent: return "peer_silent";
     case Errc::read_stalled: return "read_stalled";
     case Errc::write_stalled: return "write_stalled";
+    case Errc::send_timeout: return "send_timeout";
     case Errc::slow_consumer: return "slow_consumer";
     case Errc::handler_failed: return "handler_failed";
     case Errc::actor_failed: return "actor_failed";
     case Errc::stopping: return "stopping";
     case Errc::drain_expired: return "drain_expired";
     case Errc::too_many_sessions: return "too_many_sessions";
+    case Errc::too_many_groups: return "too_many_groups";
     case Errc::invalid_option: return "invalid_option";
     case Errc::invalid_address: return "invalid_address";
     case Errc::not_supported: return "not_supported";
