@@ -79,14 +79,14 @@ ClientStats Client::client_stats() const {
   stats.retryable_bytes = retryable_bytes_.load(std::memory_order_relaxed);
   stats.retried_requests = retried_.value();
   const auto& counters = std::as_const(*shard_).counters();
-  stats.packets_in = counters.packets_in.value();
-  stats.packets_out = counters.packets_out.value();
-  stats.bytes_in = counters.bytes_in.value();
-  stats.bytes_out = counters.bytes_out.value();
+  stats.packets_in = counters.connections.packets_in.value();
+  stats.packets_out = counters.connections.packets_out.value();
+  stats.bytes_in = counters.connections.bytes_in.value();
+  stats.bytes_out = counters.connections.bytes_out.value();
   stats.dropped_at_close = counters.dropped_at_close.value();
   stats.dropped_oldest = counters.dropped_oldest.value();
-  stats.requests = counters.requests.value();
-  stats.requests_timed_out = counters.requests_timed_out.value();
+  stats.requests = counters.requests.made.value();
+  stats.requests_timed_out = counters.requests.timed_out.value();
   stats.unmatched_responses = counters.unmatched_responses.value();
   stats.handler_failures = counters.handler_failures.value();
   const std::lock_guard lock(mutex_);
@@ -438,6 +438,7 @@ void Client::ask(Retryable& one, std::uint64_t number, const SessionPtr& session
     if (one.turn != 0) retried_.add(1);
     one.turn = turn;
     one.sent = std::move(operation);
+    session->count_request(&RequestCounters::made);
     session->take(std::move(copy));
   });
 }
@@ -507,7 +508,8 @@ void Client::expire_requests() noexcept {
   for (auto next = requests_.begin(); next != requests_.end();) {
     const auto one = next++;
     if (one->second.sent || one->second.request->deadline > now) continue;
-    shard_->counters().requests_timed_out.add(1);
+    shard_->counters().requests.made.add(1);
+    shard_->counters().requests.timed_out.add(1);
     finish_request(one, Errc::request_timeout, {});
   }
   arm_requests();
