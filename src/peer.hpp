@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/asio/ip/tcp.hpp>
+#include <cstdint>
 #include <msgtrans/detail/asio.hpp>
 #include <msgtrans/transport/endpoint.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
@@ -14,6 +15,7 @@ struct Peer {
   Transport transport = Transport::tcp;
   asio::ip::tcp::endpoint address = {};  // unless it is a Unix socket
   PeerCredentials credentials = {};      // if it is
+  std::uint32_t listener = 0;            // of the server, by which it came
   std::string path = {};                 // unless it has an address; empty if that end has no name
   std::string_view scheme = {};          // of a custom transport
 

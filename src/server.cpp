@@ -92,14 +92,15 @@ std::shared_ptr<Server> Server::make(ServerOptions options) {
                                 const auto self = weak.lock();
                                 if (!self) return;
                                 self->failed({{}, error, nullptr});
-                                self->begin_stop(self->options_.drain);
+                                self->begin_stop({.within = self->options_.drain});
                               }});
   return server;
 }
 
 Server::~Server() = default;
 
-std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOptions& options, Error& error) {
+std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOptions& options,
+                                       std::span<ListeningSocket> sockets, Error& error) {
   error = {};
   if (options.session) error = validate(*options.session);
   if (!error && (options.backlog < 1 || options.backlog > 65535)) {
@@ -129,8 +130,13 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
     error = Error(Errc::invalid_address, "no transport is registered for \"" + std::string(endpoint.scheme) + "\"");
     return std::nullopt;
   }
+  if (custom && !sockets.empty()) {
+    error = Error(Errc::invalid_option, endpoint.url() + " does not go over a socket");
+    return std::nullopt;
+  }
   std::vector<asio::ip::tcp::endpoint> addresses;
-  if (!is_unix && !custom && (addresses = look_up(endpoint, true, error)).empty()) return std::nullopt;
+  if (!is_unix && !custom && sockets.empty() && (addresses = look_up(endpoint, true, error)).empty())
+    return std::nullopt;
 
   // A user's code, so not under the lock.
   std::shared_ptr<CustomListener> custom_listener;
@@ -162,12 +168,16 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
       .options = std::make_shared<const ListenerOptions>(ListenerOptions{.session = session,
                                                                          .handshake_timeout = options.handshake_timeout,
                                                                          .make_connection = std::move(make_connection),
-                                                                         .record = record}),
+                                                                         .record = record,
+                                                                         .number = last_listener_ + 1,
+                                                                         .drain = std::make_shared<ListenerDrain>()}),
       .acceptors = {},
       .file = {},
       .tls = std::move(tls),
       .custom = custom_listener};
-  if (custom) {
+  if (!sockets.empty()) {
+    if (!adopt(sockets, listener, options, error)) return std::nullopt;
+  } else if (custom) {
     listener.endpoint.path = custom_address;
     listener.endpoint.scheme = find_scheme(endpoint.scheme);  // the name that lasts
   } else if (is_unix) {
@@ -178,19 +188,77 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
     listener.acceptors.push_back(std::make_shared<Acceptor>(shards_.front(), std::move(socket), endpoint.transport));
   } else {
     asio::ip::tcp::endpoint bound;
-    auto sockets = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
-    if (sockets.empty()) return std::nullopt;
+    auto made = listen_tcp(addresses.front(), shards_.size(), options.backlog, bound, error);
+    if (made.empty()) return std::nullopt;
     listener.endpoint = Peer{.transport = endpoint.transport, .address = bound}.endpoint();
     listener.endpoint.path = endpoint.path;
     for (std::size_t i = 0; i < shards_.size(); ++i) {
-      listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i], std::move(sockets[i]), endpoint.transport));
+      listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i], std::move(made[i]), endpoint.transport));
     }
   }
   record->endpoint = listener.endpoint;
   listeners_.push_back(listener);
   records_.push_back(record);
+  ++last_listener_;
   if (state_ == State::running) start_accepting(listener);
   return listener.endpoint;
+}
+
+/// The sockets are taken only if all of them can be.
+bool Server::adopt(std::span<ListeningSocket> sockets, Listener& listener, const ListenOptions& options,
+                   Error& error) const {
+  const Transport transport = listener.endpoint.transport;
+  std::optional<Endpoint> bound;
+  for (const auto& socket : sockets) {
+    const auto address = prepare_listening(socket.descriptor(), transport, options.backlog, error);
+    if (!address) return false;
+    if (bound && *bound != *address) {
+      error = Error(Errc::invalid_option, "one listener is to have a socket at " + bound->to_string() +
+                                              " and another at " + address->to_string());
+      return false;
+    }
+    bound = address;
+  }
+  if (transport == Transport::unix_socket) {
+    if (std::ranges::any_of(sockets, &ListeningSocket::owns_file) && bound->path.front() != '@') {
+      auto file = SocketFile::of(bound->path, error);
+      if (!file) return false;
+      listener.file = std::make_shared<SocketFile>(*std::move(file));
+    }
+    listener.endpoint.path = bound->path;
+  } else {
+    listener.endpoint.host = bound->host;
+    listener.endpoint.port = bound->port;
+  }
+  for (std::size_t i = 0; i < sockets.size(); ++i) {
+    listener.acceptors.push_back(std::make_shared<Acceptor>(shards_[i % shards_.size()], Descriptor(), transport));
+  }
+  for (std::size_t i = 0; i < sockets.size(); ++i) listener.acceptors[i]->take(Descriptor(sockets[i].release()));
+  return true;
+}
+
+std::optional<Endpoint> Server::listen_or_adopt(const Endpoint& endpoint, const ListenOptions& options,
+                                                std::vector<ListeningSocket>& inherited, Error& error) {
+  error = {};
+  const bool is_unix = endpoint.transport == Transport::unix_socket;
+  std::vector<asio::ip::tcp::endpoint> wanted;
+  if (!is_unix && !custom_transport_of(endpoint) && (wanted = look_up(endpoint, true, error)).empty()) {
+    return std::nullopt;
+  }
+  const auto fits = [&](const ListeningSocket& socket) {
+    Error none;
+    const Endpoint address = socket.address(none);
+    if (none || is_unix != (address.transport == Transport::unix_socket)) return false;
+    if (is_unix) return address.path == endpoint.path;
+    error_code code;
+    const auto ip = asio::ip::make_address(address.host, code);
+    return !code && !wanted.empty() && wanted.front() == asio::ip::tcp::endpoint(ip, address.port);
+  };
+  const auto others = std::stable_partition(inherited.begin(), inherited.end(), fits);
+  const std::span<ListeningSocket> ours(inherited.begin(), others);
+  auto bound = listen(endpoint, options, ours, error);
+  if (bound) inherited.erase(inherited.begin(), others);
+  return bound;
 }
 
 void Server::renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error) {
@@ -216,17 +284,18 @@ bool Server::is_running() const {
 void Server::start_accepting(const Listener& listener) {
   if (listener.custom) return start_custom(listener);
   const bool deals = listener.acceptors.size() < shards_.size();
-  for (std::size_t i = 0; i < listener.acceptors.size(); ++i) {
-    Shard* const shard = shards_[i].get();
+  for (const auto& acceptor : listener.acceptors) {
+    Shard* const shard = acceptor->shard().get();
     const auto failed = [self = shared_from_this(), shard, record = listener.options->record](Error error) {
       self->accept_failed(*shard, *record, std::move(error));
     };
     Acceptor::OnConnection take = [self = shared_from_this(), shard, deals, options = listener.options](
                                       Descriptor socket, Peer peer) {
+      peer.listener = options->number;
       if (deals) return self->deal_out({std::move(socket)}, std::move(peer), options);
       self->accepted(*shard, {std::move(socket)}, std::move(peer), options);
     };
-    shard->post([self = shared_from_this(), acceptor = listener.acceptors[i], take = std::move(take), failed] {
+    shard->post([self = shared_from_this(), acceptor, take = std::move(take), failed] {
       // Stopped meanwhile: the acceptor may be closed already.
       if (self->is_running()) acceptor->start(take, failed);
     });
@@ -243,7 +312,11 @@ void Server::start_custom(const Listener& listener) {
                                        Error(Errc::handshake_failed, "the transport gave no connection"));
     }
     self->deal_out({.connection = std::move(connection)},
-                   {.transport = endpoint.transport, .path = std::move(name), .scheme = endpoint.scheme}, options);
+                   {.transport = endpoint.transport,
+                    .listener = options->number,
+                    .path = std::move(name),
+                    .scheme = endpoint.scheme},
+                   options);
   };
   CustomListener::OnFailure failed = [self = shared_from_this(), record = listener.options->record](Error error) {
     self->post_accept_failure(record, std::move(error));
@@ -263,7 +336,7 @@ void Server::deal_out(Link link, Peer peer, const std::shared_ptr<const Listener
   auto& to = *shards_[next_shard_.fetch_add(1, std::memory_order_relaxed) % shards_.size()];
   try {
     to.post([self = shared_from_this(), to = &to, options, link = std::move(link), peer = std::move(peer)]() mutable {
-      if (self->is_running()) self->accepted(*to, std::move(link), std::move(peer), options);
+      if (!to->ending) self->accepted(*to, std::move(link), std::move(peer), options);
     });
   } catch (const std::bad_alloc&) {
     post_accept_failure(options->record, make_error_code(boost::system::errc::not_enough_memory));
@@ -319,7 +392,7 @@ void Server::start_locked() {
         [self = weak_from_this(), first = shard == shards_.front()] {
           const auto server = self.lock();
           if (!server) return;
-          server->begin_stop(std::chrono::milliseconds{0});
+          server->begin_stop({.within = std::chrono::milliseconds{0}});
           if (first) server->first_shard_abandoned();
         });
   }
@@ -405,6 +478,7 @@ void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions
     announced = true;
     if (on_session) spawn_actor(*state);
     state->open();
+    if (auto rule = shard.drain_rule ? shard.drain_rule : options.drain->rule()) state->begin_drain(std::move(rule));
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
     if (state) {
       state->refuse();
@@ -566,11 +640,170 @@ StopReport Server::run() {
     const std::lock_guard lock(mutex_);
     run_context_ = nullptr;
   }
-  return stop(options_.drain);
+  return stop({.within = options_.drain});
 }
 
-void Server::begin_stop(std::chrono::milliseconds drain) {
-  drain = std::clamp<std::chrono::milliseconds>(drain, std::chrono::milliseconds{0}, longest_duration);
+namespace {
+
+/// Called when it has been told so many times, on whatever thread that is.
+class Countdown {
+ public:
+  Countdown(std::size_t count, std::function<void()> done) : left_(count), done_(std::move(done)) {}
+  void tell() const {
+    if (left_.fetch_sub(1) == 1 && done_) done_();
+  }
+
+ private:
+  mutable std::atomic<std::size_t> left_;
+  const std::function<void()> done_;
+};
+
+}  // namespace
+
+std::vector<std::shared_ptr<Acceptor>> Server::acceptors_of(const std::vector<Listener>& listeners,
+                                                            const std::shared_ptr<Shard>& shard) const {
+  std::vector<std::shared_ptr<Acceptor>> acceptors;
+  for (const auto& listener : listeners) {
+    for (const auto& acceptor : listener.acceptors) {
+      if (acceptor->shard() == shard) acceptors.push_back(acceptor);
+    }
+  }
+  return acceptors;
+}
+
+void Server::stop_accepting(std::vector<Listener> listeners, Rest rest, std::function<void()> done) {
+  for (const auto& listener : listeners) {
+    if (!listener.file) continue;
+    if (rest == Rest::left) {
+      listener.file->leave();
+    } else {
+      listener.file->remove();
+    }
+  }
+  std::vector<std::vector<std::shared_ptr<Acceptor>>> acceptors;
+  for (const auto& shard : shards_) acceptors.push_back(acceptors_of(listeners, shard));
+  stop_custom(std::move(listeners));
+  // Every shard, also where none accepts: what was dealt out to it before is there when it tells.
+  const auto left = std::make_shared<const Countdown>(shards_.size(), std::move(done));
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    const bool posted = shards_[i]->post([mine = std::move(acceptors[i]), rest, left] {
+      for (const auto& acceptor : mine) {
+        if (rest == Rest::accepted) acceptor->accept_rest();
+        acceptor->stop();
+      }
+      left->tell();
+    });
+    if (!posted) left->tell();
+  }
+}
+
+bool Server::close_listener(const Endpoint& listener, const DrainOptions* drain, std::function<void()> done) {
+  std::vector<Listener> closed;  // may be a user's code: not to be destroyed under the lock
+  bool ran = false;
+  std::shared_ptr<const DrainRule> rule;
+  if (drain != nullptr) rule = std::make_shared<const DrainRule>(rule_for(*drain));
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::idle && state_ != State::running) return false;
+    const auto found = std::ranges::find(listeners_, listener, &Listener::endpoint);
+    if (found == listeners_.end()) return false;
+    closed.push_back(*found);
+    listeners_.erase(found);
+    ran = state_ == State::running;
+    if (!ran) {
+      for (const auto& acceptor : closed.front().acceptors) acceptor->close_unstarted();
+    }
+  }
+  if (!ran) {
+    if (closed.front().file) closed.front().file->remove();
+    if (done) done();
+    return true;
+  }
+  const auto options = closed.front().options;
+  stop_accepting(std::move(closed), rule && rule->quiet.count() == 0 ? Rest::lost : Rest::accepted,
+                 [self = shared_from_this(), options, rule, done = std::move(done)] {
+                   if (rule) {
+                     options->drain->begin(rule);
+                     self->drain_sessions(options->number, rule);
+                   }
+                   if (done) done();
+                 });
+  return true;
+}
+
+void Server::drain_sessions(std::uint32_t listener, const std::shared_ptr<const DrainRule>& rule) {
+  for (const auto& shard : shards_) {
+    insist([&] {
+      shard->post([raw = shard.get(), listener, rule] {
+        for (const auto& session : insist([raw] { return raw->sessions(); })) {
+          if (session->peer().listener == listener) session->begin_drain(rule);
+        }
+      });
+    });
+  }
+}
+
+void Server::async_close_listener(const Endpoint& listener, CloseHandler handler) {
+  auto work = options_.executors.empty() ? tracked_executor(handler, asio::system_executor())
+                                         : tracked_executor(handler, options_.executors.front());
+  struct Waiter {
+    CloseHandler handler;
+    asio::any_completion_executor work;
+  };
+  // What is called by way of a std::function is copied.
+  const auto waiter = std::make_shared<Waiter>(std::move(handler), std::move(work));
+  const auto tell = [waiter, via = options_.executors.empty() ? asio::any_io_executor(asio::system_executor())
+                                                              : options_.executors.front()](error_code code) noexcept {
+    try {
+      complete_later(via, std::move(waiter->work), std::move(waiter->handler), code);
+    } catch (const std::exception&) {
+      // No memory to tell it: the handler is destroyed, which ends its wait as well.
+    }
+  };
+  if (!close_listener(listener, nullptr, [tell] { tell({}); })) tell(Errc::not_found);
+}
+
+void Server::release_listeners() {
+  std::vector<Listener> released;
+  bool ran = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::idle && state_ != State::running) return;
+    released.swap(listeners_);
+    ran = state_ == State::running;
+  }
+  if (ran) return stop_accepting(released, Rest::left, nullptr);
+  for (const auto& listener : released) {
+    if (listener.file) listener.file->leave();
+    for (const auto& acceptor : listener.acceptors) acceptor->close_unstarted();
+  }
+}
+
+std::vector<ListeningSocket> Server::listening_sockets() const {
+  std::vector<ListeningSocket> sockets;
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle && state_ != State::running) return sockets;
+  for (const auto& listener : listeners_) {
+    const bool has_path = is_websocket(listener.endpoint.transport);
+    std::string name = std::string(to_string(listener.endpoint.transport)) + (has_path ? listener.endpoint.path : "");
+    std::ranges::replace(name, ':', '_');  // which stands between names
+    for (const auto& acceptor : listener.acceptors) {
+      Descriptor copy = acceptor->duplicate();
+      if (!copy) {
+        const error_code code(errno, boost::system::system_category());
+        throw Exception(
+            Error(code, "cannot duplicate the socket of " + listener.endpoint.url() + ": " + code.message()));
+      }
+      auto& socket = sockets.emplace_back(copy.release(), name);
+      socket.set_owns_file(listener.file != nullptr && listener.file->owned());
+    }
+  }
+  return sockets;
+}
+
+void Server::begin_stop(DrainOptions drain_options) {
+  const auto drain = drain_options.within =
+      std::clamp<std::chrono::milliseconds>(drain_options.within, std::chrono::milliseconds{0}, longest_duration);
   std::unique_lock lock(mutex_);
   if (state_ != State::idle && state_ != State::running) return;
   const bool ran = state_ == State::running;
@@ -580,20 +813,37 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   if (run_context_ != nullptr) run_context_->stop();
   const auto listeners = ran ? listeners_ : std::exchange(listeners_, {});
   lock.unlock();
+  if (ran && drain_options.quiet.count() != 0) {
+    // Nobody who has come as far as this is turned away.
+    auto rule = rule_for(drain_options);
+    rule.by = TimePoint::max();  // who is cut then is reported
+    stop_accepting(listeners, Rest::accepted,
+                   [self = shared_from_this(), drain, rule = std::make_shared<const DrainRule>(std::move(rule))] {
+                     for (const auto& shard : self->shards_) {
+                       const bool posted = insist([&] {
+                         return shard->post([self, shard, drain, rule] {
+                           shard->ending = true;
+                           shard->drain_rule = rule;
+                           self->drain_shard(shard, drain, rule);
+                         });
+                       });
+                       if (!posted) self->shard_drained(*shard);
+                     }
+                   });
+    return;
+  }
   for (const auto& listener : listeners) {
     if (listener.file) listener.file->remove();
   }
   if (ran) stop_custom(listeners);
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    std::vector<std::shared_ptr<Acceptor>> acceptors;
-    for (const auto& listener : listeners) {
-      if (i < listener.acceptors.size()) acceptors.push_back(listener.acceptors[i]);
-    }
+    const auto acceptors = acceptors_of(listeners, shards_[i]);
     if (ran) {
       const bool posted = shards_[i]->post([self = shared_from_this(), shard = shards_[i], acceptors, drain] {
         for (const auto& acceptor : acceptors) acceptor->stop();
+        shard->ending = true;
         shard->end_handshakes(Error(Errc::stopping));
-        self->drain_shard(shard, drain);
+        self->drain_shard(shard, drain, nullptr);
       });
       if (!posted) shard_drained(*shards_[i]);  // its context has been destroyed
     } else {
@@ -607,15 +857,16 @@ void Server::begin_stop(std::chrono::milliseconds drain) {
   for (const auto& shard : shards_) shard->finish([self = shared_from_this()] { self->shard_finished(); });
 }
 
-void Server::stop_custom(const std::vector<Listener>& listeners) {
-  for (const auto& listener : listeners) {
-    if (listener.custom) shards_.front()->post([custom = listener.custom] { custom->stop(); });
+/// Destroyed where it was stopped, unless the server still has it.
+void Server::stop_custom(std::vector<Listener> listeners) {
+  for (auto& listener : listeners) {
+    if (listener.custom) shards_.front()->post([custom = std::move(listener.custom)] { custom->stop(); });
   }
 }
 
-StopReport Server::stop(std::chrono::milliseconds drain) {
-  drain = std::min<std::chrono::milliseconds>(drain, longest_duration);
-  begin_stop(drain);
+StopReport Server::stop(const DrainOptions& drain_options) {
+  const auto drain = std::min<std::chrono::milliseconds>(drain_options.within, longest_duration);
+  begin_stop(drain_options);
   std::unique_lock lock(mutex_);
   const auto snapshot = [this] {
     StopReport report = report_;
@@ -639,7 +890,7 @@ StopReport Server::stop(std::chrono::milliseconds drain) {
   return report;
 }
 
-void Server::async_stop(std::chrono::milliseconds drain, StopHandler handler) {
+void Server::async_stop(const DrainOptions& drain, StopHandler handler) {
   // Threads of the server's own are gone when it is over, so they cannot run the handler.
   auto work = options_.executors.empty() ? tracked_executor(handler, asio::system_executor())
                                          : tracked_executor(handler, options_.executors.front());
@@ -656,9 +907,9 @@ void Server::async_stop(std::chrono::milliseconds drain, StopHandler handler) {
 
 void Server::end() {
   if (options_.executors.empty()) {
-    stop(options_.drain);
+    stop({.within = options_.drain});
   } else {
-    begin_stop(std::chrono::milliseconds{0});
+    begin_stop({.within = std::chrono::milliseconds{0}});
   }
 }
 
@@ -668,11 +919,18 @@ void Server::silence() noexcept {
   for (const auto& shard : shards_) shard->wait_until_idle();
 }
 
-void Server::drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain) {
-  if (shard->session_count() == 0) return shard_drained(*shard);
-  shard->on_empty = [this, raw = shard.get()] { shard_drained(*raw); };
+void Server::drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain,
+                         const std::shared_ptr<const DrainRule>& rule) {
+  if (rule) {
+    // With those who are still to be a session: looked at when the turn ends.
+    shard->on_idle = [self = shared_from_this(), raw = shard.get()] { self->shard_drained(*raw); };
+  } else {
+    if (shard->session_count() == 0) return shard_drained(*shard);
+    shard->on_empty = [this, raw = shard.get()] { shard_drained(*raw); };
+  }
   const auto cut_all = [self = shared_from_this(), raw = shard.get()] {
     StopReport cut;
+    raw->end_handshakes(Error(Errc::drain_expired));
     for (const auto& session : raw->sessions()) {
       if (session->finished()) continue;
       ++cut.sessions_cut;
@@ -688,7 +946,7 @@ void Server::drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milli
     self->report_.packets_cut += cut.packets_cut;
   };
   if (drain.count() == 0) return cut_all();
-  for (const auto& session : shard->sessions()) session->begin_drain();
+  for (const auto& session : shard->sessions()) session->begin_drain(rule);
   shard->run_at(shard->now() + drain, cut_all);
 }
 
@@ -784,13 +1042,59 @@ ServerTransport::~ServerTransport() {
 
 Endpoint ServerTransport::listen(const Endpoint& endpoint, const ListenOptions& options) {
   Error error;
-  const auto bound = server_->listen(endpoint, options, error);
+  const auto bound = server_->listen(endpoint, options, {}, error);
   if (!bound) throw Exception(error);
   return *bound;
 }
 
 std::optional<Endpoint> ServerTransport::listen(const Endpoint& endpoint, const ListenOptions& options, Error& error) {
-  return server_->listen(endpoint, options, error);
+  return server_->listen(endpoint, options, {}, error);
+}
+
+Endpoint ServerTransport::listen(const Endpoint& endpoint, const ListenOptions& options,
+                                 std::vector<ListeningSocket>& inherited) {
+  Error error;
+  const auto bound = server_->listen_or_adopt(endpoint, options, inherited, error);
+  if (!bound) throw Exception(error);
+  return *bound;
+}
+
+Endpoint ServerTransport::adopt_listener(const Endpoint& as, std::span<ListeningSocket> sockets,
+                                         const ListenOptions& options) {
+  Error error;
+  const auto bound = adopt_listener(as, sockets, options, error);
+  if (!bound) throw Exception(error);
+  return *bound;
+}
+
+std::optional<Endpoint> ServerTransport::adopt_listener(const Endpoint& as, std::span<ListeningSocket> sockets,
+                                                        const ListenOptions& options, Error& error) {
+  if (sockets.empty()) {
+    error = Error(Errc::invalid_option, "there is no socket to adopt");
+    return std::nullopt;
+  }
+  return server_->listen(as, options, sockets, error);
+}
+
+bool ServerTransport::close_listener(const Endpoint& listener) {
+  return server_->close_listener(listener, nullptr, nullptr);
+}
+
+bool ServerTransport::drain_listener(const Endpoint& listener, const DrainOptions& options) {
+  if (auto error = validate(options)) throw Exception(error);
+  return server_->close_listener(listener, &options, nullptr);
+}
+
+void ServerTransport::start_close_listener(const std::shared_ptr<detail::Server>& server, const Endpoint& listener,
+                                           detail::CloseHandler handler) {
+  server->async_close_listener(listener, std::move(handler));
+}
+
+std::vector<ListeningSocket> ServerTransport::listening_sockets() const {
+  return server_->listening_sockets();
+}
+void ServerTransport::release_listeners() {
+  server_->release_listeners();
 }
 
 void ServerTransport::set_on_connect(std::function<Admission(Session&)> handler) {
@@ -832,14 +1136,18 @@ StopReport ServerTransport::run() {
   return server_->run();
 }
 StopReport ServerTransport::stop(std::chrono::milliseconds drain) {
+  return server_->stop({.within = drain});
+}
+StopReport ServerTransport::stop(const DrainOptions& drain) {
+  if (auto error = validate(drain)) throw Exception(error);
   return server_->stop(drain);
 }
-void ServerTransport::start_stop(const std::shared_ptr<detail::Server>& server, std::chrono::milliseconds drain,
+void ServerTransport::start_stop(const std::shared_ptr<detail::Server>& server, const DrainOptions& drain,
                                  detail::StopHandler handler) {
   server->async_stop(drain, std::move(handler));
 }
 StopReport ServerTransport::stop() {
-  return server_->stop(server_->drain());
+  return server_->stop({.within = server_->drain()});
 }
 
 SendResult ServerTransport::send(SessionId session, BytesView payload, const SendOptions& options) {
@@ -850,6 +1158,13 @@ SendResult ServerTransport::send(SessionId session, BytesView payload, const Sen
 bool ServerTransport::close(SessionId session, std::string_view reason) {
   const auto state = find(session);
   if (state) state->close(Error(Errc::closed_by_user, std::string(reason)));
+  return state != nullptr;
+}
+
+bool ServerTransport::drain(SessionId session, const DrainOptions& options) {
+  if (auto error = validate(options)) throw Exception(error);
+  const auto state = find(session);
+  if (state) state->drain(options);
   return state != nullptr;
 }
 

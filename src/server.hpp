@@ -17,6 +17,7 @@
 #include <msgtrans/server_transport.hpp>
 #include <msgtrans/transport/custom_transport.hpp>
 #include <mutex>
+#include <span>
 #include <vector>
 
 namespace msgtrans::detail {
@@ -28,12 +29,22 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   explicit Server(ServerOptions options);
   ~Server() override;
 
-  std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
+  /// With `sockets`, which are taken if it succeeds: those, instead of binding any.
+  std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options,
+                                 std::span<ListeningSocket> sockets, Error& error);
+  std::optional<Endpoint> listen_or_adopt(const Endpoint& endpoint, const ListenOptions& options,
+                                          std::vector<ListeningSocket>& inherited, Error& error);
+  /// `drain`: its sessions too. \returns false if there is none, and then `done` is not called; else it is once all
+  /// sockets are closed, on any thread, possibly before this returns.
+  bool close_listener(const Endpoint& listener, const DrainOptions* drain, std::function<void()> done);
+  void async_close_listener(const Endpoint& listener, CloseHandler handler);
+  void release_listeners();
+  [[nodiscard]] std::vector<ListeningSocket> listening_sockets() const;
   void renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error);
   void start();
   StopReport run();
-  StopReport stop(std::chrono::milliseconds drain);
-  void async_stop(std::chrono::milliseconds drain, StopHandler handler);
+  StopReport stop(const DrainOptions& drain);
+  void async_stop(const DrainOptions& drain, StopHandler handler);
   /// For the destructor of the facade.
   void end();
   [[nodiscard]] std::chrono::milliseconds drain() const noexcept { return options_.drain; }
@@ -86,6 +97,23 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
     [[nodiscard]] ConnectionCounters& of(const Shard& shard) noexcept { return shards[shard.index]; }
   };
   using RecordPtr = std::shared_ptr<ListenerRecord>;
+  /// What becomes of those whose handshake is not finished when their listener is drained.
+  class ListenerDrain {
+   public:
+    /// At most once.
+    void begin(std::shared_ptr<const DrainRule> rule) noexcept {
+      rule_ = std::move(rule);
+      begun_.store(true, std::memory_order_release);
+    }
+    /// Any thread. Null: it goes on.
+    [[nodiscard]] std::shared_ptr<const DrainRule> rule() const noexcept {
+      return begun_.load(std::memory_order_acquire) ? rule_ : nullptr;
+    }
+
+   private:
+    std::shared_ptr<const DrainRule> rule_;
+    std::atomic<bool> begun_{false};
+  };
 
   /// What its connections need to know of a listener.
   struct ListenerOptions {
@@ -93,23 +121,38 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
     std::chrono::milliseconds handshake_timeout;
     ConnectionFactory make_connection;  // none: packets are the socket's bytes
     RecordPtr record;
+    std::uint32_t number = 0;  // `Peer::listener`
+    std::shared_ptr<ListenerDrain> drain = {};
   };
 
   struct Listener {
     Endpoint endpoint;
     std::shared_ptr<const ListenerOptions> options;
-    std::vector<std::shared_ptr<Acceptor>> acceptors;  // one a shard; or one, which deals out to all
-    std::shared_ptr<SocketFile> file;                  // of a Unix socket
-    std::shared_ptr<TlsOfListener> tls;                // null: not encrypted
-    std::shared_ptr<CustomListener> custom;            // instead of acceptors
+    // One a shard; or fewer, which deal out to all; or more, if they come from a predecessor with more shards.
+    std::vector<std::shared_ptr<Acceptor>> acceptors;
+    std::shared_ptr<SocketFile> file;        // of a Unix socket
+    std::shared_ptr<TlsOfListener> tls;      // null: not encrypted
+    std::shared_ptr<CustomListener> custom;  // instead of acceptors
   };
 
+  bool adopt(std::span<ListeningSocket> sockets, Listener& listener, const ListenOptions& options, Error& error) const;
   void start_locked();
-  void begin_stop(std::chrono::milliseconds drain);
+  void begin_stop(DrainOptions drain);
+  /// What waits in the sockets.
+  enum class Rest : std::uint8_t {
+    accepted,  // as far as it is there by now
+    lost,
+    left,  // to whoever holds them too
+  };
+  /// Then `done` is called on any thread. When it is, all that was accepted there is on its way to its shard.
+  void stop_accepting(std::vector<Listener> listeners, Rest rest, std::function<void()> done);
+  void drain_sessions(std::uint32_t listener, const std::shared_ptr<const DrainRule>& rule);
+  [[nodiscard]] std::vector<std::shared_ptr<Acceptor>> acceptors_of(const std::vector<Listener>& listeners,
+                                                                    const std::shared_ptr<Shard>& shard) const;
   [[nodiscard]] bool is_running() const;
   void start_accepting(const Listener& listener);
   void start_custom(const Listener& listener);
-  void stop_custom(const std::vector<Listener>& listeners);
+  void stop_custom(std::vector<Listener> listeners);
   /// To the shards in turn. Any thread.
   void deal_out(Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options);
   /// On `shard`, from whatever shard it was accepted on. `link`: a socket, or a connection without one.
@@ -122,7 +165,8 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   void handshake_failed(Shard& shard, ListenerRecord& listener, const Peer& peer, const Error& error) noexcept;
   void no_memory(Shard& shard, ListenerRecord& listener, const std::exception& exception) noexcept;
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
-  void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain);
+  void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain,
+                   const std::shared_ptr<const DrainRule>& rule);
   void spawn_actor(SessionState& state);
   void shard_drained(Shard& shard);
   void first_shard_abandoned();
@@ -145,7 +189,8 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   std::mutex join_mutex_;
   State state_ = State::idle;
   std::vector<Listener> listeners_;
-  std::vector<RecordPtr> records_;           // of all there ever were
+  std::vector<RecordPtr> records_;  // of all there ever were
+  std::uint32_t last_listener_ = 0;
   std::atomic<std::size_t> next_shard_{0};   // of those that one acceptor deals out to
   asio::io_context* run_context_ = nullptr;  // of run(), while it waits
   std::size_t shards_draining_ = 0;

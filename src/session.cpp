@@ -135,6 +135,11 @@ void Session::close(std::string_view reason) {
   state_->close(Error(Errc::closed_by_user, std::string(reason)));
 }
 
+void Session::drain(const DrainOptions& options) {
+  if (auto error = validate(options)) throw Exception(error);
+  state_->drain(options);
+}
+
 std::any& Session::user_data() noexcept {
   return state_->user_data();
 }

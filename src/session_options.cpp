@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "check_duration.hpp"
 
+#include <msgtrans/drain_options.hpp>
 #include <msgtrans/protocol/outbound_budget.hpp>
 #include <msgtrans/protocol/token_bucket.hpp>
 #include <msgtrans/session_options.hpp>
@@ -8,6 +9,17 @@
 #include <zstd.h>
 
 namespace msgtrans {
+
+Error validate(const DrainOptions& options) {
+  Error error = detail::check_duration("within", options.within);
+  if (!error) error = detail::check_duration("quiet", options.quiet);
+  if (!error && options.quiet.count() != 0 && options.quiet >= options.within) {
+    error = Error(Errc::invalid_option, "quiet is " + std::to_string(options.quiet.count()) +
+                                            " ms, must be less than within, which is " +
+                                            std::to_string(options.within.count()) + " ms");
+  }
+  return error;
+}
 
 Error detail::check_duration(const char* name, std::chrono::milliseconds value, bool zero_allowed) {
   constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);

@@ -119,6 +119,11 @@ void OutgoingCommand::finish(error_code code, Shard& shard) noexcept {
 
 // --- any thread
 
+DrainRule rule_for(const DrainOptions& options) {
+  const auto by = options.within.count() == 0 ? TimePoint::min() : Clock::now() + options.within;
+  return {by, options.quiet, Error(Errc::stopping, options.reason)};
+}
+
 SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shared_ptr<SessionHost> host,
                            std::shared_ptr<const SessionOptions> options, Link link, Peer peer)
     : slow_consumer_(options->slow_consumer),
@@ -1207,6 +1212,10 @@ bool SessionState::nothing_owed() noexcept {
          (protocol_.peer_ended() || (shard_->requests().pending(id_) == 0 && !protocol_.has_partial()));
 }
 
+TimePoint SessionState::quiet_until() const noexcept {
+  return drain_rule_ && !protocol_.peer_ended() ? protocol_.idle_since() + drain_rule_->quiet : TimePoint::min();
+}
+
 /// Whether everything that was accepted before nothing was owed any more has come in. An answer given on another thread
 /// is in the inbox before it stops being owed, and may still be there.
 bool SessionState::flushed() {
@@ -1258,17 +1267,22 @@ void SessionState::settle() noexcept {
                              std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
         continue;
       }
+      awaits_quiet_ = false;
       const bool draining = protocol_.phase() == protocol::SessionProtocol::Phase::draining;
       if (draining && !nothing_owed()) {
         ++flush_turn_;
         flush_asked_ = flushed_ = false;
       } else if (draining && flushed()) {
+        if (quiet_until() > shard_->now()) {
+          awaits_quiet_ = true;
+          break;
+        }
         // What the peer had sent before it can know of the end is still answered.
         if (!protocol_.peer_ended() && read_once()) {
           if (++probes < most_probes) continue;
           break;  // the poller comes again
         }
-        protocol_.close(Error(Errc::stopping), shard_->now());
+        protocol_.close(drain_rule_ ? drain_rule_->reason : Error(Errc::stopping), shard_->now());
       }
       break;
     }
@@ -1331,6 +1345,7 @@ void SessionState::arm() {
     next = std::min(next, shard_->now() + std::chrono::milliseconds(10));  // asks again whether all has arrived
   }
   if (waiting_) next = std::min(next, waiting_->deadline);
+  if (awaits_quiet_) next = std::min(next, quiet_until());
   if (link_.connection && read && protocol_.accepts()) next = std::min(next, link_.connection->keep_alive_due());
   if (next != TimePoint::max() && (!timer_.armed() || next < timer_.deadline())) shard_->timers().arm(timer_, next);
 }
@@ -1364,10 +1379,18 @@ void SessionState::keep_alive() noexcept {
   }
 }
 
-void SessionState::begin_drain() {
+void SessionState::begin_drain(std::shared_ptr<const DrainRule> rule) {
+  if (finished_) return;
+  if (rule && rule->by == TimePoint::min()) return abort(Errc::drain_expired);
   draining_.store(true);
-  protocol_.begin_drain();
+  drain_rule_ = std::move(rule);
+  protocol_.begin_drain(drain_rule_ ? drain_rule_->by : TimePoint::max());
   shard_->touch(*this);
+}
+
+void SessionState::drain(const DrainOptions& options) {
+  const auto rule = std::make_shared<const DrainRule>(rule_for(options));
+  shard_->post([self = SessionPtr(this), rule] { self->begin_drain(rule); });
 }
 
 void SessionState::abort(Error reason) {

@@ -117,6 +117,14 @@ class RequestExtension {
   std::vector<std::byte> with_timeout_;
   bool tells_timeout_;
 };
+/// How a drain goes; shared by the sessions that it is of.
+struct DrainRule {
+  TimePoint by = TimePoint::max();  // then they are cut; TimePoint::min(): at once
+  std::chrono::milliseconds quiet{0};
+  Error reason = Errc::stopping;
+};
+/// From now on. Of valid options.
+[[nodiscard]] DrainRule rule_for(const DrainOptions& options);
 
 /// The order of the commands to the control loop about one session: they are made on any thread.
 class ControlOrder {
@@ -177,6 +185,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// ... or never will.
   void give_up_answer() noexcept;
   void close(Error reason) noexcept;
+  /// `options` are valid.
+  void drain(const DrainOptions& options);
   /// Whether a message of that size, on the wire, may be sent at all.
   [[nodiscard]] SendResult check(std::size_t payload, std::size_t extension) const noexcept;
   /// Takes room for a packet as the session's policy says. `would_block` or `closed` if there is none.
@@ -201,7 +211,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// Instead of `open`: ends the connection that was not admitted.
   void refuse() noexcept;
   void settle() noexcept;
-  void begin_drain();
+  /// Null: until nothing is owed, however long that takes. Again: the latest rule holds, and the earliest end.
+  void begin_drain(std::shared_ptr<const DrainRule> rule = nullptr);
   void abort(Error reason);
   /// Ends it if it had no packet either way for that long.
   void sweep(std::chrono::milliseconds idle_for);
@@ -313,6 +324,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void publish_answers() noexcept;
   [[nodiscard]] bool nothing_owed() noexcept;
   [[nodiscard]] bool flushed();
+  /// Until when a draining session that owes nothing is left to its peer.
+  [[nodiscard]] TimePoint quiet_until() const noexcept;
   /// Bytes the system still holds for the peer.
   [[nodiscard]] int unacknowledged() const noexcept;
   void stop_accepting() noexcept;
@@ -342,6 +355,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool flush_asked_ = false;  // since nothing is owed
   bool flushed_ = false;
   bool writable_due_ = false;     // on_writable is to be called
+  bool awaits_quiet_ = false;     // drained, and nothing is owed
   std::uint32_t flush_turn_ = 0;  // of what was asked; an earlier turn's answer is void
 
   int unacknowledged_ = 0;  // when last looked at, while write_waiting_
@@ -365,7 +379,8 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::OutboundDepth published_queue_;          // what the shard's statistics have of it
   std::atomic<std::size_t> most_queued_{0};          // bytes
   protocol::SessionProtocol protocol_;
-  std::unique_ptr<Waiting> waiting_;  // null if nobody waits
+  std::shared_ptr<const DrainRule> drain_rule_;  // null: closed as soon as nothing is owed
+  std::unique_ptr<Waiting> waiting_;             // null if nobody waits
   std::shared_ptr<ActorCore<OwnedMessage>> actor_;
   Timer timer_;
   std::any user_data_;

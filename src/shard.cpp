@@ -298,6 +298,7 @@ void Shard::settle_all() noexcept {
     touched_.swap(touched_later_);
     run_completions();
   } while (has_work() && Clock::now() - now_ < longest_turn);
+  if (on_idle && is_idle()) std::exchange(on_idle, nullptr)();
   if (has_work()) wake();  // the inbox's pushers rely on us
   send_control();
   // What the map of sessions keeps for readers that may still look: now, as no later turn may come for long.

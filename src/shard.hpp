@@ -45,6 +45,7 @@ struct OutboundShare {
 
 class ControlLoop;
 struct ControlCommand;
+struct DrainRule;
 class Handshake;
 class Shard;
 
@@ -299,6 +300,12 @@ class Shard : public std::enable_shared_from_this<Shard> {
   void look_for_room() noexcept;
   /// Called once, when the last session has gone.
   std::function<void()> on_empty;
+  /// The same, when no handshake is left either.
+  std::function<void()> on_idle;
+  /// The server stops: nobody new is admitted here, ...
+  bool ending = false;
+  /// ... but for those who are in their handshake, if this is set.
+  std::shared_ptr<const DrainRule> drain_rule;
   /// What the control loop is told at the end of the turn, or by `send_control`.
   [[nodiscard]] std::vector<ControlCommand>& control_batch() noexcept { return control_batch_; }
   void send_control() noexcept;

@@ -8,9 +8,12 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <exception>
+#include <fcntl.h>
 #include <limits>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <new>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/un.h>
@@ -142,6 +145,75 @@ std::vector<Descriptor> listen_tcp(const tcp::endpoint& address, std::size_t cou
   return sockets;
 }
 
+Endpoint bound_address(int descriptor, Error& error) {
+  const auto fail = [&](const std::string& what) {
+    error = Error(Errc::invalid_option, "descriptor " + std::to_string(descriptor) + " " + what);
+    return Endpoint();
+  };
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  if (::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    const error_code code = last_error();
+    error = Error(code, "descriptor " + std::to_string(descriptor) + ": " + code.message());
+    return {};
+  }
+  if (address.ss_family == AF_UNIX) {
+    return {.transport = Transport::unix_socket, .path = path_of(reinterpret_cast<const sockaddr_un&>(address), size)};
+  }
+  if (address.ss_family != AF_INET && address.ss_family != AF_INET6) return fail("is a socket without an address");
+  tcp::endpoint bound;
+  std::copy_n(reinterpret_cast<const std::byte*>(&address), size, reinterpret_cast<std::byte*>(bound.data()));
+  bound.resize(size);
+  return Peer{.transport = Transport::tcp, .address = bound}.endpoint();
+}
+
+std::optional<Endpoint> prepare_listening(int descriptor, Transport transport, int backlog, Error& error) {
+  const auto fail = [&](const std::string& what) {
+    error = Error(Errc::invalid_option, "descriptor " + std::to_string(descriptor) + " " + what);
+    return std::nullopt;
+  };
+  const auto fail_to = [&](const char* what) {
+    const error_code code = last_error();
+    error = Error(code,
+                  std::string("cannot ") + what + " descriptor " + std::to_string(descriptor) + ": " + code.message());
+    return std::nullopt;
+  };
+  const auto option = [descriptor](int which) {
+    int value = -1;
+    socklen_t size = sizeof value;
+    return ::getsockopt(descriptor, SOL_SOCKET, which, &value, &size) == 0 ? value : -1;
+  };
+  struct stat found {};
+  if (::fstat(descriptor, &found) != 0) return fail_to("use");
+  if (!S_ISSOCK(found.st_mode)) return fail("is no socket");
+  if (option(SO_TYPE) != SOCK_STREAM) return fail("is no stream socket");
+  Endpoint bound = bound_address(descriptor, error);
+  if (error) return std::nullopt;
+  const bool is_unix = bound.transport == Transport::unix_socket;
+  if (is_unix != (transport == Transport::unix_socket)) {
+    return fail(std::string("is a ") + (is_unix ? "Unix" : "TCP") + " socket, which " +
+                std::string(to_string(transport)) + " does not go over");
+  }
+  if (is_unix ? bound.path.empty() : bound.port == 0) return fail("is not bound");
+  if (option(SO_ACCEPTCONN) != 1) {
+    sockaddr_storage peer{};
+    socklen_t size = sizeof peer;
+    if (::getpeername(descriptor, reinterpret_cast<sockaddr*>(&peer), &size) == 0) return fail("is connected");
+    if (::listen(descriptor, backlog) != 0) return fail_to("listen on");
+  }
+  const int flags = ::fcntl(descriptor, F_GETFL);
+  if (flags < 0 || ::fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) != 0) return fail_to("use");
+  (void)::fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+  return bound;
+}
+
+std::optional<SocketFile> SocketFile::of(const std::string& path, Error& error) {
+  struct stat found {};
+  if (::lstat(path.c_str(), &found) == 0) return SocketFile(path, found);
+  error = failed_to("find", path, last_error());
+  return std::nullopt;
+}
+
 void SocketFile::remove() noexcept {
   struct stat found {};
   if (!path_.empty() && ::lstat(path_.c_str(), &found) == 0 && found.st_dev == made_.st_dev &&
@@ -201,10 +273,23 @@ PeerCredentials credentials_of(int descriptor) noexcept {
 Acceptor::Acceptor(std::shared_ptr<Shard> shard, Descriptor socket, Transport transport)
     : shard_(std::move(shard)), socket_(std::move(socket)), transport_(transport) {}
 
-Acceptor::~Acceptor() = default;
+Acceptor::~Acceptor() {
+  stop();
+}
+
+Descriptor Acceptor::duplicate() const noexcept {
+  const std::lock_guard lock(mutex_);
+  errno = EBADF;
+  return socket_ ? Descriptor(::fcntl(socket_.get(), F_DUPFD_CLOEXEC, 0)) : Descriptor();
+}
+
+void Acceptor::close() noexcept {
+  const std::lock_guard lock(mutex_);
+  socket_.reset();
+}
 
 void Acceptor::close_unstarted() noexcept {
-  socket_.reset();
+  close();
 }
 
 void Acceptor::start(OnConnection on_connection, OnFailure on_failure) {
@@ -215,17 +300,36 @@ void Acceptor::start(OnConnection on_connection, OnFailure on_failure) {
   listening_->assign(socket_.get(), code);
   if (code) {
     listening_.reset();
-    socket_.reset();
+    close();
     return fail(Error(code, "cannot accept: " + code.message()));
   }
-  socket_.release();
   retry_.emplace(shard_->executor());
   wait();
 }
 
+void Acceptor::accept_rest() {
+  if (!listening_) return;
+  Shard::Scope scope(*shard_);
+  constexpr int most = 65'535;  // the longest queue there is
+  try {
+    for (int i = 0; i < most && accept_one(); ++i) {
+    }
+  } catch (const std::bad_alloc&) {
+    // Those who still wait see the end of the socket.
+  }
+}
+
 void Acceptor::stop() noexcept {
-  socket_.reset();
-  listening_.reset();
+  if (listening_) {
+    // Not closed by Asio: another process may hold the socket too, and then the reactor would go on watching it.
+    try {
+      (void)listening_->release();
+    } catch (const std::exception&) {
+      // Only where that is not supported, which is not here.
+    }
+    listening_.reset();
+  }
+  close();
   retry_.reset();
   on_connection_ = nullptr;
   on_failure_ = nullptr;
@@ -244,29 +348,40 @@ void Acceptor::wait() {
                          });
 }
 
-void Acceptor::accept_all() {
-  Shard::Scope scope(*shard_);
-  constexpr int fair_share = 64;  // connections before the sessions get their turn
-  for (int i = 0; i < fair_share && listening_; ++i) {
+bool Acceptor::accept_one() {
+  for (;;) {
     sockaddr_storage address{};
     socklen_t size = sizeof address;
-    const int listening = listening_->native_handle();
-    Descriptor socket(::accept4(listening, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    Descriptor socket(
+        ::accept4(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (socket) {
       Peer peer{.transport = transport_};
       if (peer.has_address()) {
         peer.address.resize(size);
         std::copy_n(reinterpret_cast<const std::byte*>(&address), size,
                     reinterpret_cast<std::byte*>(peer.address.data()));
+        // From a socket for both families, which comes from elsewhere.
+        if (const auto ip = peer.address.address(); ip.is_v6() && ip.to_v6().is_v4_mapped()) {
+          peer.address.address(asio::ip::make_address_v4(asio::ip::v4_mapped, ip.to_v6()));
+        }
       } else {
         peer.credentials = credentials_of(socket.get());
         peer.path = path_of(reinterpret_cast<const sockaddr_un&>(address), size);
       }
       on_connection_(std::move(socket), std::move(peer));
-      continue;
+      return true;
     }
+    // Of one connection, which is gone.
+    if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) return false;
+  }
+}
+
+void Acceptor::accept_all() {
+  Shard::Scope scope(*shard_);
+  constexpr int fair_share = 64;  // connections before the sessions get their turn
+  for (int i = 0; i < fair_share && listening_; ++i) {
+    if (accept_one()) continue;
     if (errno == EAGAIN || errno == EWOULDBLOCK) break;
-    if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO) continue;
     // No descriptor or memory left: accepting goes on when some may have come back. Meanwhile the system keeps the
     // connections waiting.
     const error_code code = last_error();

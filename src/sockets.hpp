@@ -12,6 +12,7 @@
 #include <msgtrans/error.hpp>
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <sys/stat.h>
@@ -24,6 +25,14 @@ namespace msgtrans::detail {
 
 /// Sets the session's options on a connected, non-blocking socket.
 void prepare(int descriptor, const SessionOptions& options) noexcept;
+
+/// What a socket is bound to: with `Transport::tcp` if it has a port, or `Transport::unix_socket`.
+[[nodiscard]] Endpoint bound_address(int descriptor, Error& error);
+
+/// Makes a stream socket from elsewhere ready to accept: checks that it is one, bound, and of the kind that
+/// `transport` needs; has it listen if it does not yet; makes it non-blocking. Whoever holds it too sees that.
+/// \returns what it is bound to; none: `error` says why.
+[[nodiscard]] std::optional<Endpoint> prepare_listening(int descriptor, Transport transport, int backlog, Error& error);
 
 /// The file of a listening Unix socket: removed with this, if it is still the same.
 class SocketFile {
@@ -39,6 +48,11 @@ class SocketFile {
   ~SocketFile() { remove(); }
 
   void remove() noexcept;
+  /// It stays, whatever happens to this.
+  void leave() noexcept { path_.clear(); }
+  [[nodiscard]] bool owned() const noexcept { return !path_.empty(); }
+  /// What is there now; none: `error` says why.
+  [[nodiscard]] static std::optional<SocketFile> of(const std::string& path, Error& error);
 
  private:
   std::string path_;  // empty: none
@@ -52,25 +66,39 @@ class Acceptor : public std::enable_shared_from_this<Acceptor> {
   using OnConnection = std::function<void(Descriptor socket, Peer peer)>;
   using OnFailure = std::function<void(Error)>;
 
-  /// `socket` is bound and listens.
+  /// `socket` is bound and listens; or there is none, and it is still to be taken.
   Acceptor(std::shared_ptr<Shard> shard, Descriptor socket, Transport transport);
   ~Acceptor();
   Acceptor(const Acceptor&) = delete;
   Acceptor& operator=(const Acceptor&) = delete;
 
-  /// On the shard.
+  // --- on the shard
+
   void start(OnConnection on_connection, OnFailure on_failure);
+  /// Accepts what waits by now, but not without end, should more come all the time.
+  void accept_rest();
   void stop() noexcept;
-  /// Any thread, while the shard has not been started.
+
+  // --- any thread
+
+  [[nodiscard]] const std::shared_ptr<Shard>& shard() const noexcept { return shard_; }
+  /// Another descriptor of the socket; none if it is closed, or the system has none left (errno says so).
+  [[nodiscard]] Descriptor duplicate() const noexcept;
+  /// While the shard has not been started.
   void close_unstarted() noexcept;
+  void take(Descriptor socket) noexcept { socket_ = std::move(socket); }
 
  private:
   void wait();
   void accept_all();
+  /// \returns false if none waits, or none can be had now.
+  bool accept_one();
+  void close() noexcept;
   void fail(Error error);
 
   std::shared_ptr<Shard> shard_;
-  Descriptor socket_;  // until it is started
+  mutable std::mutex mutex_;  // of closing it
+  Descriptor socket_;
   const Transport transport_;
   std::optional<asio::posix::stream_descriptor> listening_;
   std::optional<Timer> retry_;

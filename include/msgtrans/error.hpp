@@ -52,8 +52,8 @@ enum class Errc {
   slow_consumer,         ///< its outbound queue was full and the policy says close
   handler_failed,        ///< a handler threw; the text is the exception's
   actor_failed,          ///< its actor threw, and was not started again; the text is the exception's
-  stopping,              ///< the server or client stops, and all queued and pending was finished
-  drain_expired,         ///< the server or client stops, and something was cut at the end of the drain time
+  stopping,              ///< it was drained, or the server or client stops; all queued and pending was finished
+  drain_expired,         ///< the same, but something was cut at the end of the drain time
   too_many_sessions,     ///< a limit on sessions was reached
 
   // A call that cannot be carried out; nothing was changed.

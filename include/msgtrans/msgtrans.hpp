@@ -6,8 +6,10 @@
 /// test kit (`testing/`) are included by themselves.
 #include <msgtrans/client_transport.hpp>
 #include <msgtrans/control.hpp>
+#include <msgtrans/drain_options.hpp>
 #include <msgtrans/error.hpp>
 #include <msgtrans/event.hpp>
+#include <msgtrans/handover.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/pool/connection_pool.hpp>
 #include <msgtrans/pool/health_checker.hpp>
@@ -22,6 +24,7 @@
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/listening_socket.hpp>
 #include <msgtrans/transport/peer_credentials.hpp>
 #include <msgtrans/transport/tls.hpp>
 #include <msgtrans/transport/websocket.hpp>

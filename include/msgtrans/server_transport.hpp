@@ -10,6 +10,7 @@
 #include <memory>
 #include <msgtrans/channel/broadcast_channel.hpp>
 #include <msgtrans/control.hpp>
+#include <msgtrans/drain_options.hpp>
 #include <msgtrans/event.hpp>
 #include <msgtrans/session/groups.hpp>
 #include <msgtrans/session/session.hpp>
@@ -18,9 +19,11 @@
 #include <msgtrans/session_options.hpp>
 #include <msgtrans/statistics.hpp>
 #include <msgtrans/transport/endpoint.hpp>
+#include <msgtrans/transport/listening_socket.hpp>
 #include <msgtrans/transport/tls.hpp>
 #include <msgtrans/transport/websocket.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -33,6 +36,7 @@ struct StopReport;
 namespace detail {
 class Server;
 using StopHandler = asio::any_completion_handler<void(StopReport)>;
+using CloseHandler = asio::any_completion_handler<void(error_code)>;
 }  // namespace detail
 
 /// What `on_connect` says of a newcomer.
@@ -206,6 +210,54 @@ class ServerTransport {
   /// The same without exceptions; on failure nothing has changed.
   std::optional<Endpoint> listen(const Endpoint& endpoint, const ListenOptions& options, Error& error);
 
+  /// The same with sockets that the process was started with (`inherited_sockets`): those that are bound to that
+  /// address are taken out of `inherited` and adopted, as by `adopt_listener`; if there is none, it binds. So one
+  /// program starts by itself, by systemd and as a successor. \throws Exception as both do; then nothing has changed.
+  Endpoint listen(const Endpoint& endpoint, const ListenOptions& options, std::vector<ListeningSocket>& inherited);
+  /// Listens on sockets from elsewhere. `as` says what is spoken there: its transport and, of WebSocket, the path; host
+  /// and port, or the file, are the sockets' own. They must be stream sockets, bound, all to one address; one that does
+  /// not listen yet is made to, with `options.backlog`. One alone serves all shards, which get connections in turn;
+  /// several (a port's, from a predecessor) are divided among the shards. They are made non-blocking, which everybody
+  /// sees who holds them. `options.permissions` is not for them. A file is removed in the end only if
+  /// `ListeningSocket::owns_file`. \returns where it listens. \throws Exception: as `listen`, or `invalid_option` that
+  /// says what is wrong with which descriptor; then the sockets are still the caller's. If it succeeds they have been
+  /// taken.
+  Endpoint adopt_listener(const Endpoint& as, std::span<ListeningSocket> sockets, const ListenOptions& options = {});
+  /// The same without exceptions.
+  std::optional<Endpoint> adopt_listener(const Endpoint& as, std::span<ListeningSocket> sockets,
+                                         const ListenOptions& options, Error& error);
+
+  /// Accepts no more at that listener (as `listen` returned it) and gives its address up; `endpoints` no longer names
+  /// it. What has connected by then is still accepted; its sessions go on, and so do handshakes under way. A Unix
+  /// socket's file is removed at once, the sockets are closed a moment after this returns. Any thread.
+  /// \returns false if there is none, or the server stops.
+  bool close_listener(const Endpoint& listener);
+  /// The same, and its sessions are drained, see `Session::drain`; those too that are in their handshake, once they are
+  /// sessions. Without `quiet`, what waits to be accepted is not, and the system ends it. \throws Exception with
+  /// `invalid_option`.
+  bool drain_listener(const Endpoint& listener, const DrainOptions& options = {});
+  /// As `close_listener`; completes with `void(error_code)` when the sockets are closed, and the address is free:
+  /// success or `not_found`. Not cancellable.
+  template <class CompletionToken>
+  auto async_close_listener(const Endpoint& listener, CompletionToken&& token) {
+    return detail::asio::async_initiate<CompletionToken, void(error_code)>(
+        [](auto handler, std::shared_ptr<detail::Server> server, const Endpoint& which) {
+          start_close_listener(server, which, std::move(handler));
+        },
+        token, server_, listener);
+  }
+
+  /// Duplicates of all listening sockets, for a successor (`Successor::start`, or `SCM_RIGHTS`), who must accept on
+  /// each of them: where the shards listen for themselves the system divides a port's connections among them. They are
+  /// named by their transport and, of WebSocket, path (`tcp`, `ws/chat`, with `_` for a colon); a name may be changed.
+  /// This server goes on accepting. Empty once it stops. \throws Exception: the system's error, when there is no
+  /// descriptor left.
+  [[nodiscard]] std::vector<ListeningSocket> listening_sockets() const;
+  /// Accepts no more, at no listener, since another process does on duplicates of their sockets: what waits there is
+  /// its. Files of Unix sockets stay. Listeners without sockets (`inproc://`, custom ones) are closed. Sessions and
+  /// handshakes go on; `stop` is what usually follows. Returns at once.
+  void release_listeners();
+
   /// Connections that come to that listener (as `listen` returned it) from now on get these certificates and rules;
   /// sessions go on with those they began with. Reads files; not to be called from a handler then.
   /// \throws Exception: `not_found` if it is no encrypted listener, `invalid_option`, or the system's error of a file;
@@ -257,13 +309,26 @@ class ServerTransport {
   /// thread that runs them use `async_stop`.
   StopReport stop(std::chrono::milliseconds drain);
   StopReport stop();  ///< with `ServerOptions::drain`
+  /// The same with more to say. With `quiet`, what has connected by now is still accepted, and handshakes under way go
+  /// on and are served; without, both are ended. \throws Exception with `invalid_option`.
+  StopReport stop(const DrainOptions& drain);
   /// The same without blocking; for programs that run the executors themselves. Completes with `void(StopReport)` when
   /// all sessions are gone; threads of the server are joined by the destructor. Not cancellable: a stop goes on.
   template <class CompletionToken>
   auto async_stop(std::chrono::milliseconds drain, CompletionToken&& token) {
     return detail::asio::async_initiate<CompletionToken, void(StopReport)>(
         [](auto handler, std::shared_ptr<detail::Server> server, std::chrono::milliseconds within) {
-          start_stop(server, within, std::move(handler));
+          start_stop(server, {.within = within}, std::move(handler));
+        },
+        token, server_, drain);
+  }
+
+  template <class CompletionToken>
+  auto async_stop(const DrainOptions& drain, CompletionToken&& token) {
+    if (auto error = validate(drain)) throw Exception(error);
+    return detail::asio::async_initiate<CompletionToken, void(StopReport)>(
+        [](auto handler, std::shared_ptr<detail::Server> server, const DrainOptions& options) {
+          start_stop(server, options, std::move(handler));
         },
         token, server_, drain);
   }
@@ -280,6 +345,8 @@ class ServerTransport {
   }
   /// False if there is none with that id.
   bool close(SessionId session, std::string_view reason = {});
+  /// The same of `Session::drain`.
+  bool drain(SessionId session, const DrainOptions& options = {});
   /// Sends to every session that is there. Encoded once, and compressed once for all sessions whose options, or the
   /// override, name the same codec and level; never blocks; O(sessions). Overflow is treated as by `send`.
   BroadcastResult broadcast(BytesView payload, const SendOptions& options = {});
@@ -307,8 +374,10 @@ class ServerTransport {
   [[nodiscard]] std::vector<Endpoint> endpoints() const;
 
  private:
-  static void start_stop(const std::shared_ptr<detail::Server>& server, std::chrono::milliseconds drain,
+  static void start_stop(const std::shared_ptr<detail::Server>& server, const DrainOptions& drain,
                          detail::StopHandler handler);
+  static void start_close_listener(const std::shared_ptr<detail::Server>& server, const Endpoint& listener,
+                                   detail::CloseHandler handler);
   void set_on_connect(std::function<Admission(Session&)> handler);
   [[nodiscard]] detail::SessionPtr find(SessionId session) const;
   [[nodiscard]] detail::Home home() const;

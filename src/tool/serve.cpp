@@ -2,18 +2,26 @@
 #include "commands.hpp"
 #include "statistics.hpp"
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <msgtrans/msgtrans.hpp>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -31,10 +39,23 @@ struct Serve {
   bool verbose = false;
   double idle = 0, first_packet = 10, write_stall = 30, drain = 5;
   double statistics = 0;  // seconds from line to line; 0: none
+  double handover_timeout = 30, handover_drain = 30, handover_quiet = 1;
   ServerOptions options;
   std::uint32_t max_message = SessionOptions{}.max_payload;
 
   int run();
+
+ private:
+  [[nodiscard]] ListenOptions listen_options() const {
+    return {.tls = certificates, .websocket = {.deflate = deflate}};
+  }
+  void listen(ServerTransport& server, const std::vector<Endpoint>& endpoints, std::vector<ListeningSocket> inherited);
+
+  struct Listening {
+    Endpoint endpoint;
+    std::string name;  // for a successor
+  };
+  std::vector<Listening> listeners_;
 };
 
 void print_summary(const ServerStats& stats, const StopReport& report, bool compresses, bool as_json) {
@@ -116,19 +137,158 @@ class Renewal {
   std::thread thread_;
 };
 
+/// Starts a successor at each SIGUSR2, with the same arguments and the sockets, and stops when that is ready. Until the
+/// server waits for SIGINT and SIGTERM by itself, this does.
+class Handover {
+ public:
+  Handover(ServerTransport& server, std::function<std::string(const Endpoint&)> name_of, DrainOptions drain,
+           std::chrono::milliseconds ready_within)
+      : server_(server), name_of_(std::move(name_of)), drain_(std::move(drain)), ready_within_(ready_within) {
+    wait();
+    ends_.async_wait([this](const error_code& stopped, int) {
+      if (!stopped) server_.stop();
+    });
+    thread_ = std::thread([this] { context_.run(); });
+  }
+  ~Handover() {
+    context_.stop();
+    {
+      const std::lock_guard lock(mutex_);
+      over_ = true;
+      if (successor_) successor_->give_up();
+    }
+    thread_.join();
+  }
+  Handover(const Handover&) = delete;
+  Handover& operator=(const Handover&) = delete;
+
+ private:
+  void wait() {
+    signals_.async_wait([this](const error_code& stopped, int) {
+      if (stopped) return;
+      try {
+        if (hand_over()) return;
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "msgtrans: no successor: %s\n", error.what());
+      }
+      wait();
+    });
+  }
+
+  bool hand_over() {
+    auto sockets = server_.listening_sockets();
+    for (auto& socket : sockets) {
+      Error error;
+      if (auto name = name_of_(socket.address(error)); !name.empty()) socket.set_name(std::move(name));
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      if (over_) return true;
+      successor_.emplace(Successor::start(own_command(), std::move(sockets)));
+    }
+    Error error;
+    const bool ready = successor_->wait_ready(ready_within_, error);
+    const pid_t process = successor_->process();
+    {
+      const std::lock_guard lock(mutex_);
+      successor_.reset();
+      if (over_ && !ready) return true;
+    }
+    if (!ready) throw Exception(error);
+    std::fprintf(stderr, "msgtrans: process %ld has taken over\n", static_cast<long>(process));
+    server_.release_listeners();
+    server_.stop(drain_);
+    return true;
+  }
+
+  /// As this process was started.
+  static std::vector<std::string> own_command() {
+    std::ifstream file("/proc/self/cmdline", std::ios::binary);
+    std::vector<std::string> words;
+    for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+    return words;
+  }
+
+  ServerTransport& server_;
+  const std::function<std::string(const Endpoint&)> name_of_;
+  const DrainOptions drain_;
+  const std::chrono::milliseconds ready_within_;
+  boost::asio::io_context context_{1};
+  boost::asio::signal_set signals_{context_, SIGUSR2};
+  boost::asio::signal_set ends_{context_, SIGINT, SIGTERM};
+  std::mutex mutex_;
+  bool over_ = false;
+  std::optional<Successor> successor_;
+  std::thread thread_;
+};
+
+constexpr std::string_view numbered = "listener-";
+
+/// What a socket of that name, which no argument is about, is to be used for: `ws/chat` says it; any other name leaves
+/// it to what the socket is.
+Endpoint named_endpoint(const std::string& name, const Endpoint& bound) {
+  Endpoint endpoint = bound;
+  const auto slash = name.find('/');
+  const auto scheme = std::string_view(name).substr(0, slash);
+  for (const Transport transport : {Transport::tcp, Transport::tls, Transport::websocket, Transport::websocket_tls}) {
+    if (bound.transport == Transport::tcp && scheme == to_string(transport)) {
+      endpoint.transport = transport;
+      if (is_websocket(transport) && slash != std::string::npos) endpoint.path = name.substr(slash);
+    }
+  }
+  return endpoint;
+}
+
+/// With the sockets that it was started with: each is for the argument that its name gives the number of, or for that
+/// with its address, or it is one more. Then what is left of the arguments is bound.
+void Serve::listen(ServerTransport& server, const std::vector<Endpoint>& endpoints,
+                   std::vector<ListeningSocket> inherited) {
+  for (std::size_t i = 0; i < endpoints.size(); ++i) {
+    const std::string name = std::string(numbered) + std::to_string(i);
+    const auto others = std::stable_partition(inherited.begin(), inherited.end(),
+                                              [&](const ListeningSocket& socket) { return socket.name() == name; });
+    if (others != inherited.begin()) {
+      listeners_.push_back(
+          {server.adopt_listener(endpoints[i], std::span(inherited.begin(), others), listen_options()), name});
+      inherited.erase(inherited.begin(), others);
+    } else {
+      listeners_.push_back({server.listen(endpoints[i], listen_options(), inherited), name});
+    }
+  }
+  while (!inherited.empty()) {
+    Error error;
+    const std::string name = inherited.front().name();
+    const Endpoint bound = inherited.front().address(error);
+    if (error) throw Exception(error);
+    const Endpoint endpoint = named_endpoint(name, bound);
+    const auto others = std::stable_partition(inherited.begin(), inherited.end(), [&](const ListeningSocket& socket) {
+      Error none;
+      return socket.name() == name && socket.address(none) == bound;
+    });
+    listeners_.push_back(
+        {server.adopt_listener(endpoint, std::span(inherited.begin(), others), listen_options()), name});
+    inherited.erase(inherited.begin(), others);
+  }
+}
+
 int Serve::run() {
   options.session.max_payload = options.session.max_decompressed = max_message;
   options.session.idle_timeout = seconds(idle);
   options.session.first_packet_timeout = seconds(first_packet);
   options.session.write_stall_timeout = seconds(write_stall);
   options.drain = seconds(drain);
+  const DrainOptions handover_options{
+      .within = seconds(handover_drain), .quiet = seconds(handover_quiet), .reason = "restarting"};
+  if (auto error = validate(handover_options)) throw Exception(error);
   std::vector<Endpoint> endpoints;
   for (const auto& address : tcp) endpoints.push_back(msgtrans::tcp(address));
   for (const auto& address : tls) endpoints.push_back(msgtrans::tls(address));
   for (const auto& path : unix_sockets) endpoints.push_back(unix_socket(path));
   for (const auto& address : websocket) endpoints.push_back(msgtrans::websocket(address));
   for (const auto& address : websocket_tls) endpoints.push_back(msgtrans::websocket_tls(address));
-  if (endpoints.empty()) endpoints.push_back(msgtrans::tcp("127.0.0.1:8001"));
+  auto inherited = inherited_sockets();
+  // Not if systemd has said where.
+  if (endpoints.empty() && inherited.empty()) endpoints.push_back(msgtrans::tcp("127.0.0.1:8001"));
 
   ServerTransport server(options);
   server.on_message([](Session& session, const Message& message) {
@@ -152,14 +312,30 @@ int Serve::run() {
       std::fprintf(stderr, "%s error: %s\n", to_string(event.session).c_str(), event.error.message().c_str());
     });
   }
+  listen(server, endpoints, std::move(inherited));
   std::vector<Endpoint> encrypted;
-  for (const auto& endpoint : endpoints) {
-    const Endpoint bound = server.listen(endpoint, {.tls = certificates, .websocket = {.deflate = deflate}});
-    if (is_encrypted(bound.transport)) encrypted.push_back(bound);
-    std::printf("listening %s %s\n", std::string(to_string(bound.transport)).c_str(), bound.to_string().c_str());
+  for (const auto& listener : listeners_) {
+    if (is_encrypted(listener.endpoint.transport)) encrypted.push_back(listener.endpoint);
+  }
+  const auto name_of = [this](const Endpoint& address) {
+    for (const auto& [endpoint, name] : listeners_) {
+      const bool same = address.transport == Transport::unix_socket
+                            ? endpoint.transport == Transport::unix_socket && endpoint.path == address.path
+                            : endpoint.transport != Transport::unix_socket && endpoint.host == address.host &&
+                                  endpoint.port == address.port;
+      if (same) return name;
+    }
+    return std::string();
+  };
+  const Handover handover(server, name_of, handover_options, seconds(handover_timeout));
+  const Renewal renewal(server, std::move(encrypted), certificates);
+  // Whoever reads this may send signals, and connect.
+  for (const auto& [endpoint, name] : listeners_) {
+    std::printf("listening %s %s\n", std::string(to_string(endpoint.transport)).c_str(), endpoint.to_string().c_str());
   }
   std::fflush(stdout);
-  const Renewal renewal(server, std::move(encrypted), certificates);
+  server.start();
+  announce_ready();
   StopReport report;
   {
     const StatisticsPrinter printer(server, std::chrono::nanoseconds(std::llround(std::ceil(statistics * 1e9))), json);
@@ -173,7 +349,8 @@ int Serve::run() {
 
 void add_serve(CLI::App& app, Action& action) {
   auto serve = std::make_shared<Serve>();
-  CLI::App* const command = app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain");
+  CLI::App* const command =
+      app.add_subcommand("serve", "Serve until SIGINT or SIGTERM, then drain; at SIGUSR2 hand over to a successor");
   const auto add_listener = [&](const char* name, std::vector<std::string>& where, const char* type, const char* help) {
     command->add_option(name, where, help)
         ->type_name(type)
@@ -239,6 +416,11 @@ void add_serve(CLI::App& app, Action& action) {
   add_seconds("--first-packet-timeout", serve->first_packet, "From connecting to the first whole packet; 0: off");
   add_seconds("--write-stall", serve->write_stall, "End sessions that take no byte for this long; 0: off");
   add_seconds("--drain", serve->drain, "Time for sessions to finish when stopping");
+  add_seconds("--handover-timeout", serve->handover_timeout,
+              "At SIGUSR2: time for the successor, which gets the same arguments and the sockets, to be ready");
+  add_seconds("--handover-drain", serve->handover_drain, "Then: time for the sessions here to finish");
+  add_seconds("--handover-quiet", serve->handover_quiet,
+              "Of that: end a session that owes nothing after so long without a packet; 0: at once");
   command
       ->add_option("--stats", serve->statistics,
                    "Print a line of rates every so many seconds, and a last one at the end; with --json all statistics")

@@ -208,9 +208,10 @@ class SessionProtocol {
 
   // --- the end
 
-  /// Goes on, but the owner is to call `close(reason)` once nothing is owed.
-  void begin_drain() noexcept {
+  /// Goes on, but the owner is to call `close(reason)` once nothing is owed; it ends at `by` at the latest.
+  void begin_drain(TimePoint by = TimePoint::max()) noexcept {
     if (phase_ == Phase::open) phase_ = Phase::draining;
+    end_by_ = std::min(end_by_, by);
   }
 
   /// The orderly end: what was accepted is written, then the connection is shut; at most for `close_timeout`.

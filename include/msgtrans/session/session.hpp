@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <msgtrans/detail/asio.hpp>
+#include <msgtrans/drain_options.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/send.hpp>
 #include <msgtrans/session_id.hpp>
@@ -175,6 +176,12 @@ class Session {
   /// `SessionOptions::close_timeout`), then the connection closes. Pending requests fail with `connection_lost`.
   /// Any thread; returns at once; again has no effect. `on_disconnect` gets `closed_by_user` with `reason`.
   void close(std::string_view reason = {});
+
+  /// The same, but goes on first: answers what it was asked and is still asked, gets what it asked for, takes what is
+  /// sent; then closes, as soon as nothing is owed either way and `options.quiet` is over, and cuts when
+  /// `options.within` is. Any thread; returns at once; again: the latest options hold, and the earliest end.
+  /// `on_disconnect` gets `stopping` or `drain_expired`. \throws Exception with `invalid_option`, std::bad_alloc
+  void drain(const DrainOptions& options = {});
 
   /// The application's own data of this session. Only inside handlers of this session.
   [[nodiscard]] std::any& user_data() noexcept;

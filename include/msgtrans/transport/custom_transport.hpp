@@ -13,9 +13,9 @@ namespace msgtrans {
 
 struct ListenOptions;
 
-/// Where a custom transport accepts connections. Destroyed when the server has stopped, or after a `listen` that
-/// failed, on any thread, without `stop` if it was never started or the executor's context has gone. No call of it is
-/// under way then; those that it makes must have ended when its destructor returns.
+/// Where a custom transport accepts connections. Destroyed when the server has stopped or closed it, or after a
+/// `listen` that failed, on any thread, without `stop` if it was never started or the executor's context has gone. No
+/// call of it is under way then; those that it makes must have ended when its destructor returns.
 class CustomListener {
  public:
   /// Takes a connection, with the name of the peer that `Session::peer()` is to give as its path. Any thread, also
