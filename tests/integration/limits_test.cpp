@@ -5,8 +5,9 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/error.hpp>
 #include <deque>
+#include <fstream>
 #include <msgtrans/testing/simulation.hpp>
-#include <set>
+#include <sstream>
 
 namespace msgtrans::test {
 namespace {
@@ -537,6 +538,41 @@ TEST(ToldTimeout, IsWhatIsLeftWhenTheRequestGoesOutAndThenTheExtension) {
   ASSERT_NE(last, told.end());
   EXPECT_LT(**last, 15h);
   EXPECT_GT(**last, 4h);
+}
+
+// --- TCP's own options
+
+/// The timers that the system runs for a TCP connection from one port to another: 2 is that of keep-alive.
+int timer_of(std::uint16_t local, std::uint16_t remote) {
+  std::ifstream table("/proc/net/tcp");
+  std::string line;
+  std::getline(table, line);
+  while (std::getline(table, line)) {
+    std::istringstream fields(line);
+    std::string number, from, to, state, queues, timer;
+    fields >> number >> from >> to >> state >> queues >> timer;
+    const auto port_of = [](const std::string& address) { return std::stoi(address.substr(9), nullptr, 16); };
+    if (port_of(from) == local && port_of(to) == remote) return std::stoi(timer.substr(0, 2), nullptr, 16);
+  }
+  return -1;
+}
+
+TEST(TcpKeepAlive, IsOnForSessionsOfServersAndClientsWhoseOptionsSaySo) {
+  for (const bool on : {false, true}) {
+    const SessionOptions options{.first_packet_timeout = 0ms,
+                                 .tcp_keep_alive = {.idle = std::chrono::seconds(on ? 1000 : 0)}};
+    ServerTransport server({.session = options});
+    std::promise<Endpoint> came;
+    server.on_connect([&](Session& session) { came.set_value(session.peer()); });
+    const Endpoint listens = server.listen(tcp("127.0.0.1:0"));
+    server.start();
+    ClientTransport client({.session = options});
+    client.connect(listens.url());
+    auto future = came.get_future();
+    const Endpoint peer = in_time(future);
+    EXPECT_EQ(timer_of(listens.port, peer.port), on ? 2 : 0);
+    EXPECT_EQ(timer_of(peer.port, listens.port), on ? 2 : 0);
+  }
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ class NoHost final : public detail::SessionHost {
  public:
   void message(Session&, const Message&) override {}
   [[nodiscard]] bool handles_messages() const noexcept override { return false; }
+  void writable(Session&) override {}
   void ended(SessionState&, const Error&) noexcept override {}
   void failed(const ErrorEvent&) noexcept override {}
 };
