@@ -24,9 +24,9 @@ using testing::Simulation;
 // --- of a session, in simulated time
 
 /// A server and clients in one simulation. Requests are echoed at once, unless their text is "later": those are kept.
-class DrainOfASession : public ::testing::Test {
+class SessionDrain : public ::testing::Test {
  protected:
-  explicit DrainOfASession(std::uint64_t seed = 1) : simulation(seed) {
+  explicit SessionDrain(std::uint64_t seed = 1) : simulation(seed) {
     server.emplace(ServerOptions{.executors = {simulation.executor()}, .session = {.first_packet_timeout = 0ms}});
     server->on_connect([this](Session& session) { sessions.push_back(session); });
     server->on_message([this](Session& session, const Message& message) {
@@ -42,7 +42,7 @@ class DrainOfASession : public ::testing::Test {
     server->listen(in_process(name));
     server->start();
   }
-  ~DrainOfASession() override { kept.clear(); }
+  ~SessionDrain() override { kept.clear(); }
 
   ClientTransport& connect(const std::string& to) {
     auto& client = clients.emplace_back(
@@ -82,7 +82,7 @@ class DrainOfASession : public ::testing::Test {
   std::deque<ClientTransport> clients;
 };
 
-TEST_F(DrainOfASession, ThatOwesNothingClosesItAtOnceWithTheReason) {
+TEST_F(SessionDrain, ThatOwesNothingClosesItAtOnceWithTheReason) {
   auto& client = connect();
   sessions.at(0).drain({.reason = "moving house"});
   simulation.run();
@@ -92,7 +92,7 @@ TEST_F(DrainOfASession, ThatOwesNothingClosesItAtOnceWithTheReason) {
   EXPECT_FALSE(client.is_connected());
 }
 
-TEST_F(DrainOfASession, LeavesTheOthersAlone) {
+TEST_F(SessionDrain, LeavesTheOthersAlone) {
   connect();
   auto& other = connect();
   sessions.at(0).drain();
@@ -101,7 +101,7 @@ TEST_F(DrainOfASession, LeavesTheOthersAlone) {
   EXPECT_EQ(ask(other, "still there?")->text, "still there?");
 }
 
-TEST_F(DrainOfASession, AnswersWhatItWasAskedAndIsStillAsked) {
+TEST_F(SessionDrain, AnswersWhatItWasAskedAndIsStillAsked) {
   auto& client = connect();
   const auto first = ask(client, "later");
   sessions.at(0).drain({.within = 60s});
@@ -121,7 +121,7 @@ TEST_F(DrainOfASession, AnswersWhatItWasAskedAndIsStillAsked) {
   EXPECT_EQ(ends[0].code, Errc::stopping);
 }
 
-TEST_F(DrainOfASession, GetsWhatItAskedFor) {
+TEST_F(SessionDrain, GetsWhatItAskedFor) {
   connect();
   simulation.set_faults({.least_delay = 3s, .most_delay = 3s});
   const auto answer = ask(sessions.at(0), "who are you?");
@@ -134,7 +134,7 @@ TEST_F(DrainOfASession, GetsWhatItAskedFor) {
   EXPECT_EQ(ends.size(), 1U);
 }
 
-TEST_F(DrainOfASession, CutsAtTheEndOfItsTime) {
+TEST_F(SessionDrain, CutsAtTheEndOfItsTime) {
   auto& client = connect();
   const auto asked = ask(client, "later");
   sessions.at(0).drain({.within = 7s});
@@ -146,7 +146,7 @@ TEST_F(DrainOfASession, CutsAtTheEndOfItsTime) {
   EXPECT_EQ(asked->code, Errc::connection_lost);
 }
 
-TEST_F(DrainOfASession, WithoutTimeCutsAtOnce) {
+TEST_F(SessionDrain, WithoutTimeCutsAtOnce) {
   connect();
   sessions.at(0).drain({.within = 0ms});
   simulation.run();
@@ -154,7 +154,7 @@ TEST_F(DrainOfASession, WithoutTimeCutsAtOnce) {
   EXPECT_EQ(ends[0].code, Errc::drain_expired);
 }
 
-TEST_F(DrainOfASession, AgainEndsAtTheEarlierTime) {
+TEST_F(SessionDrain, AgainEndsAtTheEarlierTime) {
   auto& client = connect();
   ask(client, "later");
   sessions.at(0).drain({.within = 5s});
@@ -163,7 +163,7 @@ TEST_F(DrainOfASession, AgainEndsAtTheEarlierTime) {
   EXPECT_EQ(ends.size(), 1U);
 }
 
-TEST_F(DrainOfASession, WithQuietWaitsUntilThePeerIsQuiet) {
+TEST_F(SessionDrain, WithQuietWaitsUntilThePeerIsQuiet) {
   auto& client = connect();
   sessions.at(0).drain({.within = 60s, .quiet = 2s});
   for (int i = 0; i < 10; ++i) {
@@ -178,7 +178,7 @@ TEST_F(DrainOfASession, WithQuietWaitsUntilThePeerIsQuiet) {
   EXPECT_EQ(ends[0].code, Errc::stopping);
 }
 
-TEST_F(DrainOfASession, WithQuietDoesNotWaitForAPeerThatHangsUp) {
+TEST_F(SessionDrain, WithQuietDoesNotWaitForAPeerThatHangsUp) {
   auto& client = connect();
   sessions.at(0).drain({.within = 60s, .quiet = 20s});
   ask(client, "x");
@@ -188,7 +188,7 @@ TEST_F(DrainOfASession, WithQuietDoesNotWaitForAPeerThatHangsUp) {
   EXPECT_EQ(ends[0].code, Errc::closed_by_peer);
 }
 
-TEST_F(DrainOfASession, WithQuietStillEndsInTime) {
+TEST_F(SessionDrain, WithQuietStillEndsInTime) {
   auto& client = connect();
   sessions.at(0).drain({.within = 10s, .quiet = 2s});
   for (int i = 0; i < 9; ++i) {
@@ -201,7 +201,7 @@ TEST_F(DrainOfASession, WithQuietStillEndsInTime) {
   EXPECT_EQ(ends[0].code, Errc::drain_expired);
 }
 
-TEST_F(DrainOfASession, ByItsIdSaysWhetherThereIsOne) {
+TEST_F(SessionDrain, ByItsIdSaysWhetherThereIsOne) {
   connect();
   const SessionId id = sessions.at(0).id();
   EXPECT_TRUE(server->drain(id));
@@ -210,7 +210,7 @@ TEST_F(DrainOfASession, ByItsIdSaysWhetherThereIsOne) {
   EXPECT_FALSE(server->drain(id));
 }
 
-TEST_F(DrainOfASession, RefusesOptionsThatMakeNoSense) {
+TEST_F(SessionDrain, RefusesOptionsThatMakeNoSense) {
   connect();
   std::string text;
   EXPECT_EQ(thrown([&] { sessions.at(0).drain({.within = -1ms}); }, &text), Errc::invalid_option);
@@ -224,7 +224,7 @@ TEST_F(DrainOfASession, RefusesOptionsThatMakeNoSense) {
   EXPECT_EQ(ends.size(), 0U);
 }
 
-TEST_F(DrainOfASession, OfAHandleWhoseSessionHasEndedDoesNothing) {
+TEST_F(SessionDrain, OfAHandleWhoseSessionHasEndedDoesNothing) {
   connect();
   sessions.at(0).close();
   simulation.advance(10s);
@@ -235,9 +235,9 @@ TEST_F(DrainOfASession, OfAHandleWhoseSessionHasEndedDoesNothing) {
 }
 
 /// What the world looks like after clients have asked all the time while their sessions were drained one by one.
-class SeededDrain : public DrainOfASession {
+class SeededDrain : public SessionDrain {
  public:
-  explicit SeededDrain(std::uint64_t seed) : DrainOfASession(seed) {}
+  explicit SeededDrain(std::uint64_t seed) : SessionDrain(seed) {}
   void TestBody() override {}
 
   void run_all() {
@@ -278,7 +278,7 @@ class SeededDrain : public DrainOfASession {
   }
 };
 
-TEST(DrainUnderFaults, EndsEachSessionOnceAndLeavesNobodyWaiting) {
+TEST(SessionDrainUnderFaults, EndsEachSessionOnceAndLeavesNobodyWaiting) {
   for (std::uint64_t seed = 1; seed <= 30 && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     SeededDrain world(seed);
@@ -288,7 +288,7 @@ TEST(DrainUnderFaults, EndsEachSessionOnceAndLeavesNobodyWaiting) {
 
 // --- of a listener, in simulated time
 
-class CloseListener : public DrainOfASession {
+class CloseListener : public SessionDrain {
  protected:
   std::string second = unused_name();
 
