@@ -680,19 +680,23 @@ void Server::stop_accepting(std::vector<Listener> listeners, Rest rest, std::fun
       listener.file->remove();
     }
   }
+  // They are no longer the server's, so nobody else would stop them.
   std::vector<std::vector<std::shared_ptr<Acceptor>>> acceptors;
-  for (const auto& shard : shards_) acceptors.push_back(acceptors_of(listeners, shard));
+  for (const auto& shard : shards_) {
+    insist([&] { acceptors.push_back(acceptors_of(listeners, shard)); });
+  }
   stop_custom(std::move(listeners));
   // Every shard, also where none accepts: what was dealt out to it before is there when it tells.
   const auto left = std::make_shared<const Countdown>(shards_.size(), std::move(done));
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    const bool posted = shards_[i]->post([mine = std::move(acceptors[i]), rest, left] {
+    const auto stop = [mine = std::move(acceptors[i]), rest, left] {
       for (const auto& acceptor : mine) {
         if (rest == Rest::accepted) acceptor->accept_rest();
         acceptor->stop();
       }
       left->tell();
-    });
+    };
+    const bool posted = insist([&] { return shards_[i]->post(stop); });
     if (!posted) left->tell();
   }
 }

@@ -321,7 +321,7 @@ void Acceptor::accept_rest() {
 
 void Acceptor::stop() noexcept {
   if (listening_) {
-    // Not closed by Asio: another process may hold the socket too, and then the reactor would go on watching it.
+    // No longer watched, which it would be if another process has it too; closed below, where nobody duplicates it.
     try {
       (void)listening_->release();
     } catch (const std::exception&) {

@@ -854,6 +854,15 @@ TEST_F(Handover, StopWithQuietServesThoseInTheirHandshake) {
       return server.transport.stop({.within = patience, .quiet = quiet ? patience / 4 : 0ms});
     });
     if (quiet) {
+      // It has begun when nobody can connect any more.
+      ASSERT_TRUE(wait_until([&] {
+        try {
+          const RawPeer late(bare);
+          return false;
+        } catch (const std::runtime_error&) {
+          return true;
+        }
+      }));
       EXPECT_EQ(client.request("during").text(), "during");
       client.close();
       for (auto& peer : half) {
