@@ -396,6 +396,7 @@ void Client::established(Link link, Peer peer, Error& error) {
     }
     state_ = State::connected;
     opening_ = true;
+    for (auto& lane : lanes_) lane.offered = false;
   }
   connections_.add(1);
   auto& series = *series_;
@@ -514,7 +515,8 @@ void Client::leave_series(std::uint64_t series) noexcept {
     const std::lock_guard lock(mutex_);
     if (series_number_ != series) return;
     left.swap(lanes_);
-    kept_dropped_ += left[0].kept.size() + left[1].kept.size();
+    // The session may have taken what it was offered: offered() is about to be told.
+    for (const auto& lane : left) kept_dropped_ += lane.kept.size() - (lane.offered ? 1 : 0);
     kept_ = {};
     opening_ = false;
   }

@@ -329,7 +329,10 @@ void Client::offered(std::size_t index, error_code code) noexcept {
   bool again = true;
   {
     const std::lock_guard lock(mutex_);
-    if (!lane.offered) return;  // dropped meanwhile
+    if (!lane.offered) {  // the series has ended meanwhile
+      if (code) ++kept_dropped_;
+      return;
+    }
     lane.offered = false;
     if (!code) {
       done = std::move(lane.kept.front());
