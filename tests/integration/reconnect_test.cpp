@@ -2,6 +2,8 @@
 #include "support/fixture.hpp"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/error.hpp>
@@ -10,6 +12,7 @@
 #include <map>
 #include <msgtrans/pool/connection_pool.hpp>
 #include <msgtrans/pool/health_checker.hpp>
+#include <msgtrans/pool/load_balancer.hpp>
 #include <msgtrans/testing/simulation.hpp>
 #include <set>
 #include <string>
@@ -1113,6 +1116,10 @@ TEST(ReconnectOptions, AreRefusedByTheConstructorAndByWhatReplacesConnectionsIts
           [] { const ConnectionPool pool({.url = "tcp://127.0.0.1:1", .client = {.reconnect = {.enabled = true}}}); },
           &text),
       Errc::invalid_option);
+  EXPECT_NE(text.find("client.reconnect.enabled"), std::string::npos) << text;
+  LoadBalancer balancer({.urls = {"tcp://127.0.0.1:1"}});
+  EXPECT_EQ(thrown([&] { const HealthChecker checker(balancer, {.client = {.reconnect = {.enabled = true}}}); }, &text),
+            Errc::invalid_option);
   EXPECT_NE(text.find("client.reconnect.enabled"), std::string::npos) << text;
 }
 
