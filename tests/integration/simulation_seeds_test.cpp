@@ -454,7 +454,7 @@ class Run {
     });
     if (side.server && chance(30)) {
       server_->async_send(side.session.id(), payload(index, place, size), {.high_priority = high},
-                          [handler = std::move(handler), this](error_code code) mutable {
+                          [handler = std::move(handler)](error_code code) mutable {
                             // A session that has gone is not known any more.
                             handler(code == Errc::not_found ? make_error_code(Errc::closed) : code);
                           });
