@@ -53,4 +53,19 @@ class Broadcast {
   BroadcastResult result_;
 };
 
+/// Shows it to the interceptors, once and as to nobody in particular; then `send(payload, options)` with what they made
+/// of it. Nobody was visited if one rejects it.
+template <class Send>
+BroadcastResult intercept_broadcast(const Interceptors* interceptors, BytesView payload, const SendOptions& options,
+                                    Send send) {
+  if (interceptors == nullptr || Interceptors::running()) return send(payload, options);
+  auto message =
+      Interceptors::outbound(header_for(wire::PacketType::one_way, options), options.extension, payload, nullptr);
+  if (!interceptors->pass(message)) return {};
+  SendOptions changed = options;
+  changed.biz_type = message.biz_type();
+  changed.extension = message.extension();
+  return send(message.payload(), changed);
+}
+
 }  // namespace msgtrans::detail

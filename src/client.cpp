@@ -730,6 +730,12 @@ void Client::abandoned() noexcept {
   end_series(Error(asio::error::operation_aborted, "the client's executor has gone"));
 }
 
+void Client::add_interceptor(bool inbound, Interceptor interceptor) {
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle) throw Exception(Error(Errc::wrong_state, "interceptors are added before connect()"));
+  insert_interceptor(inbound ? intercept_in_ : intercept_out_, std::move(interceptor), weak_from_this(), shard_);
+}
+
 void Client::silence() noexcept {
   silent_.store(true);
   if (!Shard::must_not_block()) shard_->wait_until_idle();
@@ -757,6 +763,9 @@ void ClientTransport::on_disconnect(DisconnectHandler handler) {
 }
 void ClientTransport::on_writable(WritableHandler handler) {
   client_->set(&detail::Client::on_writable, std::move(handler));
+}
+void ClientTransport::add_interceptor(bool inbound, Interceptor interceptor) {
+  client_->add_interceptor(inbound, std::move(interceptor));
 }
 void ClientTransport::on_error(ErrorHandler handler) {
   client_->set(&detail::Client::on_error, std::move(handler));

@@ -93,6 +93,10 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   [[nodiscard]] OutgoingCommandPtr make_outgoing(OutgoingCommand::Kind kind, const wire::Header& header,
                                                  BytesView extension, BytesView payload,
                                                  const std::optional<CompressionOptions>& compression) const;
+  /// The same without interceptors.
+  [[nodiscard]] OutgoingCommandPtr make_outgoing_past(OutgoingCommand::Kind kind, const wire::Header& header,
+                                                      BytesView extension, BytesView payload,
+                                                      const std::optional<CompressionOptions>& compression) const;
   [[nodiscard]] OutgoingCommandPtr make_request(BytesView payload, const RequestOptions& options) const;
   void start_send(OutgoingCommandPtr message, SendHandler handler);
   void start_request(OutgoingCommandPtr request, ReplyHandler handler);
@@ -105,6 +109,13 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   }
   void ended(SessionState& state, const Error& reason) noexcept override;
   void failed(const ErrorEvent& event) noexcept override;
+  [[nodiscard]] std::shared_ptr<const Interceptors> inbound_interceptors() const noexcept override {
+    return intercept_in_;
+  }
+  [[nodiscard]] std::shared_ptr<const Interceptors> outbound_interceptors() const noexcept override {
+    return intercept_out_;
+  }
+  void add_interceptor(bool inbound, Interceptor interceptor);
 
   /// No handler is called any more; waits for those that run, unless this is called by one.
   void silence() noexcept;
@@ -203,6 +214,8 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   const std::shared_ptr<const SessionOptions> session_options_;
   std::shared_ptr<Shard> shard_;
   TlsOfClient tls_;  // of whoever connects
+
+  std::shared_ptr<Interceptors> intercept_in_, intercept_out_;  // null: none
 
   std::atomic<bool> silent_{false};
   mutable std::mutex mutex_;

@@ -155,13 +155,30 @@ SendResult Client::send(BytesView payload, const SendOptions& options) {
     } catch (const std::bad_alloc&) {
       return SendResult::would_block;
     }
-    if (message->refusal) return SendResult::too_large;
+    if (message->refusal) return message->refusal == Errc::rejected ? SendResult::rejected : SendResult::too_large;
   }
 }
 
 OutgoingCommandPtr Client::make_outgoing(OutgoingCommand::Kind kind, const wire::Header& header, BytesView extension,
                                          BytesView payload,
                                          const std::optional<CompressionOptions>& compression) const {
+  if (!intercept_out_ || Interceptors::running()) {
+    return make_outgoing_past(kind, header, extension, payload, compression);
+  }
+  auto message = Interceptors::outbound(header, extension, payload, nullptr);
+  if (!intercept_out_->pass(message)) {
+    auto command = OutgoingCommand::make(nullptr, kind, header, {}, {});
+    command->refusal = Errc::rejected;
+    return command;
+  }
+  wire::Header changed = header;
+  changed.biz_type = message.biz_type();
+  return make_outgoing_past(kind, changed, message.extension(), message.payload(), compression);
+}
+
+OutgoingCommandPtr Client::make_outgoing_past(OutgoingCommand::Kind kind, const wire::Header& header,
+                                              BytesView extension, BytesView payload,
+                                              const std::optional<CompressionOptions>& compression) const {
   const auto& session = *session_options_;
   const PackedPayload packed(packing_of(session, compression, payload.size()), payload);
   if (packed.bytes().size() > session.max_payload || extension.size() > session.max_extension) {
@@ -179,7 +196,7 @@ OutgoingCommandPtr Client::make_request(BytesView payload, const RequestOptions&
   const auto timeout = options.timeout.value_or(session_options_->request_timeout);
   const RequestExtension extension(options, timeout);
   auto command = make_outgoing(OutgoingCommand::Kind::request, header, extension.bytes(), payload, options.compression);
-  command->tells_timeout = extension.tells_timeout() && !command->refusal;
+  command->tells_timeout = extension.tells_timeout_in(*command);
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;

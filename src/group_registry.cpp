@@ -204,13 +204,19 @@ std::size_t Groups::leave_all(SessionId session) const noexcept {
 
 BroadcastResult Groups::send(std::string_view name, BytesView payload, const SendOptions& options,
                              SessionId except) const {
-  detail::Broadcast broadcast(payload, options);
-  for (const auto& chunk : registry_->groups().members(name)) {
-    for (const auto& session : chunk->members) {
-      if (session->id() != except) broadcast.add(session);
+  const auto members = registry_->groups().members(name);
+  if (members.empty()) return {};
+  const auto send = [&](BytesView bytes, const SendOptions& how) {
+    detail::Broadcast broadcast(bytes, how);
+    for (const auto& chunk : members) {
+      for (const auto& session : chunk->members) {
+        if (session->id() != except) broadcast.add(session);
+      }
     }
-  }
-  return broadcast.send();
+    return broadcast.send();
+  };
+  // All sessions of a server have the same interceptors.
+  return detail::intercept_broadcast(members.front()->members.front()->outbound_interceptors(), payload, options, send);
 }
 
 std::size_t Groups::size(std::string_view name) const noexcept {

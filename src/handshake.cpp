@@ -27,6 +27,29 @@ void Handshake::start(std::chrono::milliseconds timeout) {
   if (timeout.count() != 0) shard_->timers().arm(timer_, shard_->now() + std::min(timeout, longest_duration));
 }
 
+bool Handshake::refuse(bool ends_now) {
+  // Those who are refused may come in floods: they may hold so many descriptors, and each for so long.
+  constexpr std::size_t most_refusing = 64;
+  constexpr std::chrono::seconds longest{2};
+  if (shard_->refusing >= most_refusing) return false;
+  if (!ends_now) {
+    start(longest);
+  } else {
+    shard_->add(shared_from_this());
+    try {
+      link_.watch(shard_->poller(), *this, true, false);
+    } catch (...) {
+      shard_->remove(*this);
+      throw;
+    }
+    watched_ = true;
+    failed(Error(Errc::refused));
+  }
+  refuses_ = true;
+  ++shard_->refusing;
+  return true;
+}
+
 void Handshake::on_ready(bool readable, bool, bool) {
   Shard::Scope scope(*shard_);
   const auto keep = shared_from_this();
@@ -115,6 +138,7 @@ void Handshake::end(const Error& why) noexcept {
 }
 
 void Handshake::leave() noexcept {
+  if (std::exchange(refuses_, false)) --shard_->refusing;
   shard_->timers().disarm(timer_);
   if (watched_) link_.end_watch(shard_->poller(), *this);
   watched_ = false;

@@ -27,6 +27,10 @@ class Handshake final : public std::enable_shared_from_this<Handshake>, private 
 
   /// `timeout` zero: none. \throws std::bad_alloc, boost::system::system_error; then `done` is not called.
   void start(std::chrono::milliseconds timeout);
+  /// Instead of `start`, for a peer that is to be told that it is refused, and let go in order: by the handshake
+  /// itself, which is to fail, or without one (`ends_now`) by the end of the connection. `done` is told that it has
+  /// failed. False, and nothing has been done, if that many are on their way already. \throws as `start`.
+  bool refuse(bool ends_now);
   /// Gives it up at once; `done` gets that error unless it has been called.
   void end(const Error& why) noexcept;
 
@@ -52,6 +56,7 @@ class Handshake final : public std::enable_shared_from_this<Handshake>, private 
   std::chrono::milliseconds timeout_{0};
   bool watching_write_ = false;
   bool watched_ = false;
+  bool refuses_ = false;  // and is counted by the shard
 };
 
 }  // namespace msgtrans::detail

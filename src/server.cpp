@@ -7,6 +7,7 @@
 #include "custom_transports.hpp"
 #include "handshake.hpp"
 #include "shard_executor.hpp"
+#include "websocket.hpp"
 
 #include <algorithm>
 #include <boost/asio/signal_set.hpp>
@@ -32,6 +33,11 @@ ServerOptions checked(ServerOptions options) {
   range("max_sessions", options.max_sessions, 1, ~std::uint64_t{0});
   range("max_group_name", options.max_group_name, 1, 65535);
   range("event_capacity", options.event_capacity, 1, BroadcastChannel<Event>::max_capacity);
+  range("accept_rate", options.accept_rate, 0, protocol::TokenBucket::most);
+  range("accept_burst", options.accept_burst, 0, protocol::TokenBucket::most);
+  range("accept_rate_per_address", options.accept_rate_per_address, 0, protocol::TokenBucket::most);
+  range("accept_burst_per_address", options.accept_burst_per_address, 0, protocol::TokenBucket::most);
+  if (!error) error = check_duration("admission_timeout", options.admission_timeout);
   if (!error && options.drain.count() < 0) error = Error(Errc::invalid_option, "drain is negative");
   if (!error && !options.executors.empty()) {
     if (options.shards != 0 && options.shards != options.executors.size()) {
@@ -51,7 +57,13 @@ ServerOptions checked(ServerOptions options) {
 Server::Server(ServerOptions options)
     : options_(checked(std::move(options))),
       registry_(std::make_shared<SessionRegistry>(
-          options_.max_sessions, options_.max_sessions_per_address,
+          SessionRegistry::Limits{.sessions = options_.max_sessions,
+                                  .sessions_per_address = options_.max_sessions_per_address,
+                                  .rate = options_.accept_rate,
+                                  .burst = options_.accept_burst,
+                                  .rate_per_address = options_.accept_rate_per_address,
+                                  .burst_per_address = options_.accept_burst_per_address},
+          Clock::now(),
           GroupLimits{.groups_per_session = options_.max_groups_per_session, .name = options_.max_group_name})),
       session_options_(std::make_shared<const SessionOptions>(options_.session)) {
   if (options_.executors.empty()) {
@@ -327,7 +339,7 @@ void Server::start_custom(const Listener& listener) {
     try {
       custom->start(self->shards_.front()->executor(), std::move(take), std::move(failed));
     } catch (const std::exception& exception) {
-      self->no_memory(*self->shards_.front(), *record, exception);
+      self->no_memory(*self->shards_.front(), record->of(*self->shards_.front()), exception);
     }
   });
 }
@@ -402,13 +414,9 @@ void Server::start_locked() {
 void Server::accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<const ListenerOptions>& options) {
   bool admitted = false;
   try {
-    admitted = registry_->admit(peer);
-    if (!admitted) {
-      shard.counters().sessions_refused.add(1);
-      options->record->of(shard).sessions_refused.add(1);
-      failed({{}, Error(Errc::too_many_sessions, "refused " + peer.to_string() + ": too many sessions"), nullptr});
-      return;
-    }
+    const auto refusal = registry_->admit(peer, shard.now());
+    admitted = refusal == SessionRegistry::Refusal::none;
+    if (!admitted) return turn_away(shard, std::move(link), peer, *options, refusal);
     if (link.connection) {
       link.ready = ReadyState::attach(shard.shared_from_this(), *link.connection);
     } else {
@@ -425,25 +433,83 @@ void Server::accepted(Shard& shard, Link link, Peer peer, const std::shared_ptr<
     handshake->start(options->handshake_timeout);
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
     if (admitted) registry_->leave(peer);
-    no_memory(shard, *options->record, exception);
+    no_memory(shard, options->record->of(shard), exception);
   }
 }
 
 void Server::handshake_failed(Shard& shard, ListenerRecord& listener, const Peer& peer, const Error& error) noexcept {
   registry_->leave(peer);
+  no_session(shard, listener.of(shard), {}, peer, error);
+}
+
+void Server::no_session(Shard& shard, ConnectionCounters& listener, SessionId id, const Peer& peer,
+                        const Error& error) noexcept {
   shard.counters().handshake_failures.add(1);
   shard.counters().handshakes_failed_by.add(error.code);
-  listener.of(shard).handshake_failures.add(1);
+  listener.handshake_failures.add(1);
   try {
-    failed({{}, Error(error.code, "no session with " + peer.to_string() + ": " + error.message()), nullptr});
+    failed({id, Error(error.code, "no session with " + peer.to_string() + ": " + error.message()), nullptr});
   } catch (const std::bad_alloc&) {
-    failed({{}, Error(error.code), nullptr});
+    failed({id, Error(error.code), nullptr});
   }
 }
 
-void Server::no_memory(Shard& shard, ListenerRecord& listener, const std::exception& exception) noexcept {
+void Server::turn_away(Shard& shard, Link link, const Peer& peer, const ListenerOptions& options,
+                       SessionRegistry::Refusal refusal) {
+  using Refusal = SessionRegistry::Refusal;
+  auto& counters = shard.counters();
+  counters.sessions_refused.add(1);
+  options.record->of(shard).sessions_refused.add(1);
+  Errc code = Errc::too_many_sessions;
+  const char* why = "too many sessions";
+  switch (refusal) {
+    case Refusal::none: break;
+    case Refusal::sessions: counters.refused_sessions.add(1); break;
+    case Refusal::address:
+      counters.refused_address.add(1);
+      why = "too many sessions from one address";
+      break;
+    case Refusal::rate:
+      counters.refused_rate.add(1);
+      code = Errc::rate_limited;
+      why = "too many connections a second";
+      break;
+    case Refusal::address_rate:
+      counters.refused_address_rate.add(1);
+      code = Errc::rate_limited;
+      why = "too many connections a second from one address";
+      break;
+  }
+  tell_refused({}, peer, code, why);
+  if (!link.socket) return;  // the connection is cut
+  bool ends_now = true;
+  if (is_websocket(peer.transport) && options.make_connection) {
+    link.connection = options.make_connection(link.socket.get());
+    if (auto* const websocket = dynamic_cast<WebSocketConnection*>(link.connection.get())) {
+      websocket->refuse_handshake(Error(code, why));
+      ends_now = false;
+    }
+  }
+  const auto parting =
+      std::make_shared<Handshake>(shard.shared_from_this(), std::move(link), [](const Error&, const Link&) {});
+  (void)parting->refuse(ends_now);
+}
+
+void Server::tell_refused(SessionId id, const Peer& peer, Errc code, const std::string& why) noexcept {
+  try {
+    const Error error(code, "refused " + peer.to_string() + ": " + why);
+    failed({id, error, nullptr});
+    if (control_->has_subscribers()) {
+      control_->announce({EventKind::session_refused, id, peer.to_string(), error});
+    }
+  } catch (const std::bad_alloc&) {
+    failed({id, Error(code), nullptr});
+  }
+}
+
+void Server::no_memory(Shard& shard, ConnectionCounters& listener, const std::exception& exception) noexcept {
   shard.counters().accept_failures.add(1);
-  listener.of(shard).accept_failures.add(1);
+  listener.accept_failures.add(1);
   try {
     failed({{}, Error(make_error_code(boost::system::errc::not_enough_memory), exception.what()), nullptr});
   } catch (const std::bad_alloc&) {
@@ -454,32 +520,48 @@ void Server::no_memory(Shard& shard, ListenerRecord& listener, const std::except
 void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept {
   bool announced = false;
   SessionPtr state;
+  std::shared_ptr<PendingAdmission> pending;
   try {
     state = SessionPtr(new SessionState(next_session_id(), shard.shared_from_this(), shared_from_this(),
                                         options.session, std::move(link), peer));
     state->count_in(options.record->of(shard));
+    if (decides_later()) {
+      pending = std::make_shared<PendingAdmission>(shared_from_this(), state, on_connect_wants_first_);
+      state->await_admission(pending);
+      awaiting_admission_.fetch_add(1);
+      state->open();
+      pending->start(options_.admission_timeout);
+      if (auto rule = shard.drain_rule ? shard.drain_rule : options.drain->rule()) state->begin_drain(std::move(rule));
+      return;
+    }
     registry_->add(state);
     Admission admission;
-    if (on_connect && !silent_.load() &&
-        !call_handler(*state, [&](Session& session) { admission = on_connect(session); })) {
+    if (on_connect_ && !silent_.load() &&
+        !call_handler(*state, [&](Session& session) { admission = on_connect_(session); })) {
       admission = Admission::refuse("on_connect threw");
     }
     if (!admission.accepted) {
       shard.counters().sessions_refused.add(1);
       options.record->of(shard).sessions_refused.add(1);
-      failed({state->id(), Error(Errc::refused, "refused " + peer.to_string() + ": " + admission.reason), nullptr});
-      state->refuse();
+      shard.counters().refused_on_connect.add(1);
+      tell_refused(state->id(), peer, Errc::refused, admission.reason);
+      state->refuse(Error(Errc::refused, std::move(admission.reason)));
       registry_->remove(state->id());
       registry_->leave(peer);
       shard.collect_later();
       return;
     }
+    if (admission.user_data.has_value()) state->user_data() = std::move(admission.user_data);
     control_->send_about(*state, ControlCommand::SessionAdded{});
     announced = true;
     if (on_session) spawn_actor(*state);
     state->open();
     if (auto rule = shard.drain_rule ? shard.drain_rule : options.drain->rule()) state->begin_drain(std::move(rule));
   } catch (const std::exception& exception) {  // out of memory, or of what the system gives
+    if (pending) {
+      pending->give_up();
+      awaiting_admission_.fetch_sub(1);
+    }
     if (state) {
       state->refuse();
       registry_->remove(state->id());
@@ -487,23 +569,100 @@ void Server::connected(Shard& shard, Link link, Peer peer, const ListenerOptions
       if (announced) control_->send_about(*state, ControlCommand::SessionRemoved{Error(Errc::refused)}, true);
     }
     registry_->leave(peer);
-    no_memory(shard, *options.record, exception);
+    no_memory(shard, options.record->of(shard), exception);
   }
 }
 
+const asio::any_io_executor& Server::executor_of(const Shard& shard) const noexcept {
+  const auto found = std::ranges::find(shards_, &shard, [](const auto& entry) { return entry.get(); });
+  return shard_executors_[static_cast<std::size_t>(found - shards_.begin())];
+}
+
+void Server::ask_on_connect(SessionState& state, OwnedMessage first,
+                            std::shared_ptr<PendingAdmission> pending) noexcept {
+  const bool asked = !silent_.load() && call_handler(state, [&](Session& session) {
+    if (on_connect_coroutine_) return pending->run(on_connect_coroutine_, std::move(first));
+    on_connect_callback_(session, first, AdmissionPromise(pending));
+  });
+  if (!asked) pending->decide(Admission::refuse("on_connect threw"));
+}
+
+void Server::on_connect_threw(SessionState& state, const std::exception_ptr& exception) noexcept {
+  state.shard().counters().handler_failures.add(1);
+  failed({state.id(), Error(Errc::handler_failed, text_of(exception)), exception});
+}
+
+void Server::decided(SessionState& state, Admission admission) noexcept {
+  awaiting_admission_.fetch_sub(1);
+  auto& counters = state.shard().counters();
+  if (!admission.accepted) {
+    counters.sessions_refused.add(1);
+    counters.refused_on_connect.add(1);
+    state.connection_counters().sessions_refused.add(1);
+    tell_refused(state.id(), state.peer(), Errc::refused, admission.reason);
+    return state.turn_away(Error(Errc::refused, std::move(admission.reason)));
+  }
+  bool announced = false;
+  try {
+    registry_->add(SessionPtr(&state));
+    if (admission.user_data.has_value()) state.user_data() = std::move(admission.user_data);
+    control_->send_about(state, ControlCommand::SessionAdded{});
+    announced = true;
+    if (on_session) spawn_actor(state);
+    state.admit();
+  } catch (const std::exception& exception) {
+    registry_->remove(state.id());
+    if (announced) control_->send_about(state, ControlCommand::SessionRemoved{Error(Errc::refused)}, true);
+    state.turn_away(Error(Errc::refused));
+    no_memory(state.shard(), state.connection_counters(), exception);
+  }
+}
+
+void Server::not_admitted(SessionState& state, const Error& late) noexcept {
+  awaiting_admission_.fetch_sub(1);
+  auto& counters = state.shard().counters();
+  counters.sessions_refused.add(1);
+  counters.refused_timeout.add(1);
+  state.connection_counters().sessions_refused.add(1);
+  tell_refused(state.id(), state.peer(), Errc::admission_timeout, late.text);
+  state.turn_away(late);
+}
+
+void Server::left_unadmitted(SessionState& state, const Error& reason) noexcept {
+  awaiting_admission_.fetch_sub(1);
+  no_session(state.shard(), state.connection_counters(), state.id(), state.peer(), reason);
+  state.turn_away(reason);
+}
+
+void Server::set_on_connect(std::function<Admission(Session&)> now, std::shared_ptr<const AdmissionCoroutine> coroutine,
+                            AdmissionCallback callback, bool with_first_message) {
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle) throw Exception(Error(Errc::wrong_state, "handlers are set before start()"));
+  on_connect_ = std::move(now);
+  on_connect_coroutine_ = std::move(coroutine);
+  on_connect_callback_ = std::move(callback);
+  on_connect_wants_first_ = with_first_message;
+}
+
+void Server::add_interceptor(bool inbound, Interceptor interceptor) {
+  const std::lock_guard lock(mutex_);
+  if (state_ != State::idle) throw Exception(Error(Errc::wrong_state, "interceptors are added before start()"));
+  insert_interceptor(inbound ? intercept_in_ : intercept_out_, std::move(interceptor), weak_from_this(), first_shard());
+}
+
 void Server::spawn_actor(SessionState& state) {
-  const auto index = static_cast<std::size_t>(
-      std::ranges::find(shards_, &state.shard(), [](const auto& entry) { return entry.get(); }) - shards_.begin());
   auto behaviour = [behaviour = on_session, session = SessionPtr(&state)](ProtocolActor<OwnedMessage> actor) {
     return (*behaviour)(SessionActor(std::move(actor), Session(session)));
   };
-  auto core = std::make_shared<ActorCore<OwnedMessage>>(state.id(), shard_executors_[index], actor_options,
+  auto core = std::make_shared<ActorCore<OwnedMessage>>(state.id(), executor_of(state.shard()), actor_options,
                                                         std::move(behaviour), actors_->state());
   state.set_actor(core);
   actors_->state()->spawn(core);
 }
 
 void Server::ended(SessionState& state, const Error& reason) noexcept {
+  if (const auto pending = state.admission()) pending->gone(reason);
+  if (!state.admitted()) return registry_->leave(state.peer());
   registry_->remove(state.id());
   registry_->leave(state.peer());
   control_->send_about(state, ControlCommand::SessionRemoved{reason}, true);
@@ -537,9 +696,11 @@ void Server::failed(const ErrorEvent& event) noexcept {
 }
 
 BroadcastResult Server::broadcast(BytesView payload, const SendOptions& options) {
-  Broadcast broadcast(payload, options);
-  for (const auto& session : registry_->all()) broadcast.add(session);
-  return broadcast.send();
+  return intercept_broadcast(intercept_out_.get(), payload, options, [this](BytesView bytes, const SendOptions& how) {
+    Broadcast broadcast(bytes, how);
+    for (const auto& session : registry_->all()) broadcast.add(session);
+    return broadcast.send();
+  });
 }
 
 ServerStats Server::stats() const {
@@ -570,6 +731,18 @@ ServerStats Server::stats() const {
     sum.compressed_bytes_before += counters.compressed_bytes_before.value();
     sum.compressed_bytes_after += counters.compressed_bytes_after.value();
     sum.incompressible_packets += counters.incompressible_packets.value();
+    sum.refusals.sessions += counters.refused_sessions.value();
+    sum.refusals.address += counters.refused_address.value();
+    sum.refusals.rate += counters.refused_rate.value();
+    sum.refusals.address_rate += counters.refused_address_rate.value();
+    sum.refusals.on_connect += counters.refused_on_connect.value();
+    sum.refusals.timeout += counters.refused_timeout.value();
+  }
+  sum.awaiting_admission = awaiting_admission_.load();
+  if (intercept_in_) sum.rejected_inbound = intercept_in_->rejected.load(std::memory_order_relaxed);
+  if (intercept_out_) sum.rejected_outbound = intercept_out_->rejected.load(std::memory_order_relaxed);
+  for (const auto& interceptors : {intercept_in_, intercept_out_}) {
+    if (interceptors) sum.interceptor_failures += interceptors->failures.load(std::memory_order_relaxed);
   }
   sum.requests = sum.requests_by_outcome.made;
   sum.requests_timed_out = sum.requests_by_outcome.timed_out;
@@ -1102,7 +1275,17 @@ void ServerTransport::release_listeners() {
 }
 
 void ServerTransport::set_on_connect(std::function<Admission(Session&)> handler) {
-  server_->set(&detail::Server::on_connect, std::move(handler));
+  server_->set_on_connect(std::move(handler), nullptr, nullptr, false);
+}
+void ServerTransport::set_on_connect(detail::AdmissionCoroutine handler, bool with_first_message) {
+  server_->set_on_connect(nullptr, std::make_shared<const detail::AdmissionCoroutine>(std::move(handler)), nullptr,
+                          with_first_message);
+}
+void ServerTransport::set_on_connect(detail::AdmissionCallback handler, bool with_first_message) {
+  server_->set_on_connect(nullptr, nullptr, std::move(handler), with_first_message);
+}
+void ServerTransport::add_interceptor(bool inbound, Interceptor interceptor) {
+  server_->add_interceptor(inbound, std::move(interceptor));
 }
 void ServerTransport::on_message(MessageHandler handler) {
   server_->set(&detail::Server::on_message, std::move(handler));

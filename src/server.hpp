@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "admission.hpp"
 #include "connection_factory.hpp"
 #include "control_loop.hpp"
+#include "interceptors.hpp"
 #include "link.hpp"
 #include "session_registry.hpp"
 #include "session_state.hpp"
@@ -66,7 +68,10 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
     this->*member = std::move(handler);
   }
 
-  std::function<Admission(Session&)> on_connect;
+  void set_on_connect(std::function<Admission(Session&)> now, std::shared_ptr<const AdmissionCoroutine> coroutine,
+                      AdmissionCallback callback, bool with_first_message);
+  void add_interceptor(bool inbound, Interceptor interceptor);
+
   MessageHandler on_message;
   std::shared_ptr<const SessionBehaviour> on_session;
   ActorOptions actor_options;
@@ -82,6 +87,20 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   }
   void ended(SessionState& state, const Error& reason) noexcept override;
   void failed(const ErrorEvent& event) noexcept override;
+  [[nodiscard]] std::shared_ptr<const Interceptors> inbound_interceptors() const noexcept override {
+    return intercept_in_;
+  }
+  [[nodiscard]] std::shared_ptr<const Interceptors> outbound_interceptors() const noexcept override {
+    return intercept_out_;
+  }
+
+  // Of sessions that `on_connect` decides on later; on their shards.
+  [[nodiscard]] const asio::any_io_executor& executor_of(const Shard& shard) const noexcept;
+  void ask_on_connect(SessionState& state, OwnedMessage first, std::shared_ptr<PendingAdmission> pending) noexcept;
+  void on_connect_threw(SessionState& state, const std::exception_ptr& exception) noexcept;
+  void decided(SessionState& state, Admission admission) noexcept;
+  void not_admitted(SessionState& state, const Error& late) noexcept;
+  void left_unadmitted(SessionState& state, const Error& reason) noexcept;
 
   /// No handler is called any more; waits for those that run, unless this is called by one.
   void silence() noexcept;
@@ -163,7 +182,14 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   /// It has a place, and no handshake is left to do.
   void connected(Shard& shard, Link link, Peer peer, const ListenerOptions& options) noexcept;
   void handshake_failed(Shard& shard, ListenerRecord& listener, const Peer& peer, const Error& error) noexcept;
-  void no_memory(Shard& shard, ListenerRecord& listener, const std::exception& exception) noexcept;
+  /// By a limit, before there is a session.
+  void turn_away(Shard& shard, Link link, const Peer& peer, const ListenerOptions& options,
+                 SessionRegistry::Refusal refusal);
+  void no_session(Shard& shard, ConnectionCounters& listener, SessionId id, const Peer& peer,
+                  const Error& error) noexcept;
+  void tell_refused(SessionId id, const Peer& peer, Errc code, const std::string& why) noexcept;
+  [[nodiscard]] bool decides_later() const noexcept { return on_connect_coroutine_ || on_connect_callback_; }
+  void no_memory(Shard& shard, ConnectionCounters& listener, const std::exception& exception) noexcept;
   bool call_handler(SessionState& state, const std::function<void(Session&)>& handler) noexcept;
   void drain_shard(const std::shared_ptr<Shard>& shard, std::chrono::milliseconds drain,
                    const std::shared_ptr<const DrainRule>& rule);
@@ -182,6 +208,13 @@ class Server final : public SessionHost, public std::enable_shared_from_this<Ser
   std::vector<asio::any_io_executor> shard_executors_;  // ShardExecutors
   std::shared_ptr<ControlLoop> control_;
   std::unique_ptr<ActorManager<OwnedMessage>> actors_;
+
+  std::function<Admission(Session&)> on_connect_;  // at most one of these
+  std::shared_ptr<const AdmissionCoroutine> on_connect_coroutine_;
+  AdmissionCallback on_connect_callback_;
+  bool on_connect_wants_first_ = false;
+  std::atomic<std::size_t> awaiting_admission_{0};
+  std::shared_ptr<Interceptors> intercept_in_, intercept_out_;  // null: none
 
   std::atomic<bool> silent_{false};
   mutable std::mutex mutex_;

@@ -11,36 +11,82 @@ namespace msgtrans {
 
 namespace detail {
 
-SessionRegistry::Address SessionRegistry::key_of(const asio::ip::address& address) noexcept {
-  return address.is_v4() ? asio::ip::make_address_v6(asio::ip::v4_mapped, address.to_v4()).to_bytes()
-                         : address.to_v6().to_bytes();
+AddressKey key_of(const asio::ip::address& address) noexcept {
+  if (address.is_v4()) return asio::ip::make_address_v6(asio::ip::v4_mapped, address.to_v4()).to_bytes();
+  auto bytes = address.to_v6().to_bytes();
+  if (!address.to_v6().is_v4_mapped()) std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
+  return bytes;
 }
 
-bool SessionRegistry::admit(const Peer& peer) {
+AddressRates::AddressRates(std::uint64_t per_second, std::uint64_t burst, TimePoint now) noexcept
+    : per_second_(per_second), burst_(burst == 0 ? per_second : burst), generation_(longest_duration), began_(now) {
+  if (per_second_ == 0) return;
+  const std::uint64_t seconds = burst_ / per_second_ + 1;
+  generation_ = std::min<protocol::Duration>(
+      longest_duration, std::chrono::seconds(static_cast<std::int64_t>(std::min<std::uint64_t>(seconds, 31'536'000))));
+}
+
+bool AddressRates::try_take(const AddressKey& address, TimePoint now) {
+  if (now >= began_ + generation_ || young_.size() >= most / 2) grow_old(now);
+  auto found = young_.find(address);
+  if (found == young_.end()) {
+    const auto before = old_.find(address);
+    const protocol::TokenBucket fresh(per_second_, burst_, now);
+    found = young_.emplace(address, before != old_.end() ? before->second : fresh).first;
+    if (before != old_.end()) old_.erase(before);
+  }
+  return found->second.try_take(1, now);
+}
+
+void AddressRates::grow_old(TimePoint now) noexcept {
+  // The memory too.
+  boost::unordered_flat_map<AddressKey, protocol::TokenBucket>().swap(old_);
+  old_.swap(young_);
+  began_ = now;
+}
+
+SessionRegistry::SessionRegistry(const Limits& limits, TimePoint now, GroupLimits groups)
+    : limits_(limits),
+      rate_(limits.rate, limits.burst == 0 ? limits.rate : limits.burst, now),
+      address_rates_(limits.rate_per_address, limits.burst_per_address, now),
+      groups_(*this, groups) {}
+
+SessionRegistry::Refusal SessionRegistry::admit(const Peer& peer, TimePoint now) {
   std::size_t taken = places_taken_.load(std::memory_order_relaxed);
-  do {
-    if (taken >= max_sessions_) return false;
-  } while (!places_taken_.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed));
-  if (max_per_address_ == 0 || !peer.has_address()) return true;
-  try {
-    const std::lock_guard lock(addresses_mutex_);
-    auto& count = addresses_[key_of(peer.address.address())];
-    if (count < max_per_address_) {
-      ++count;
-      return true;
+  const bool has_address = peer.has_address();
+  const bool by_address = has_address && (limits_.rate_per_address != 0 || limits_.sessions_per_address != 0);
+  const bool locks = by_address || limits_.rate != 0;
+  std::unique_lock lock(limits_mutex_, std::defer_lock);
+  if (locks) {
+    lock.lock();
+    const AddressKey key = has_address ? key_of(peer.address.address()) : AddressKey{};
+    // One address first: what is refused for its sake takes nothing from the others.
+    if (has_address && limits_.rate_per_address != 0 && !address_rates_.try_take(key, now)) {
+      return Refusal::address_rate;
     }
+    if (has_address && limits_.sessions_per_address != 0) {
+      const auto found = addresses_.find(key);
+      if (found != addresses_.end() && found->second >= limits_.sessions_per_address) return Refusal::address;
+    }
+    if (!rate_.try_take(1, now)) return Refusal::rate;
+  }
+  do {
+    if (taken >= limits_.sessions) return Refusal::sessions;
+  } while (!places_taken_.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed));
+  if (!has_address || limits_.sessions_per_address == 0) return Refusal::none;
+  try {
+    ++addresses_[key_of(peer.address.address())];
   } catch (...) {
     places_taken_.fetch_sub(1, std::memory_order_relaxed);
     throw;
   }
-  places_taken_.fetch_sub(1, std::memory_order_relaxed);
-  return false;
+  return Refusal::none;
 }
 
 void SessionRegistry::leave(const Peer& peer) noexcept {
   places_taken_.fetch_sub(1, std::memory_order_relaxed);
-  if (max_per_address_ == 0 || !peer.has_address()) return;
-  const std::lock_guard lock(addresses_mutex_);
+  if (limits_.sessions_per_address == 0 || !peer.has_address()) return;
+  const std::lock_guard lock(limits_mutex_);
   const auto found = addresses_.find(key_of(peer.address.address()));
   if (found != addresses_.end() && --found->second == 0) addresses_.erase(found);
 }

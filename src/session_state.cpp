@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "session_state.hpp"
 
+#include "admission.hpp"
 #include "complete.hpp"
 #include "control_loop.hpp"
 #include "in_process.hpp"
@@ -139,6 +140,8 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       outbound_limit_({options_->outbound_bytes, options_->outbound_packets}),
       counters_(&shard_->counters().connections),
       protocol_(*options_, shard_->resources(), shard_->now()),
+      intercept_in_(host_->inbound_interceptors()),
+      intercept_out_(host_->outbound_interceptors()),
       timer_(*this) {}
 
 SessionState::~SessionState() {
@@ -342,6 +345,26 @@ SendResult SessionState::post_answer(OutgoingCommandPtr command) noexcept {
 }
 
 SendResult SessionState::send(BytesView payload, const SendOptions& options) noexcept {
+  if (intercept_out_) [[unlikely]]
+    return send_intercepted(payload, options);
+  return send_past(payload, options);
+}
+
+[[gnu::noinline]] SendResult SessionState::send_intercepted(BytesView payload, const SendOptions& options) noexcept {
+  if (Interceptors::running()) return send_past(payload, options);
+  if (!is_open()) return SendResult::closed;
+  Session session{SessionPtr(this)};
+  auto message =
+      Interceptors::outbound(header_for(wire::PacketType::one_way, options), options.extension, payload, &session);
+  if (!intercept_out_->pass(message)) return SendResult::rejected;
+  SendOptions changed = options;
+  changed.biz_type = message.biz_type();
+  changed.extension = message.extension();
+  return send_past(message.payload(), changed);
+}
+
+[[gnu::always_inline]] inline SendResult SessionState::send_past(BytesView payload,
+                                                                 const SendOptions& options) noexcept {
   if (may_pack(*options_, options.compression)) return pack_and_send(payload, options);
   return send_packed(payload, {}, options);
 }
@@ -379,6 +402,28 @@ SendResult SessionState::send(BytesView payload, const SendOptions& options) noe
 
 SendResult SessionState::respond(const wire::Header& request, BytesView payload, BytesView extension,
                                  const Override& compression) noexcept {
+  if (intercept_out_) [[unlikely]]
+    return respond_intercepted(request, payload, extension, compression);
+  return respond_past(request, payload, extension, compression);
+}
+
+[[gnu::noinline]] SendResult SessionState::respond_intercepted(const wire::Header& request, BytesView payload,
+                                                               BytesView extension,
+                                                               const Override& compression) noexcept {
+  if (Interceptors::running()) return respond_past(request, payload, extension, compression);
+  if (!is_open()) return SendResult::closed;
+  wire::Header header = request;
+  header.type = wire::PacketType::response;
+  Session session{SessionPtr(this)};
+  auto message = Interceptors::outbound(header, extension, payload, &session);
+  if (!intercept_out_->pass(message)) return SendResult::rejected;
+  header.biz_type = message.biz_type();
+  return respond_past(header, message.payload(), message.extension(), compression);
+}
+
+[[gnu::always_inline]] inline SendResult SessionState::respond_past(const wire::Header& request, BytesView payload,
+                                                                    BytesView extension,
+                                                                    const Override& compression) noexcept {
   if (may_pack(*options_, compression)) return pack_and_respond(request, payload, extension, compression);
   return respond_packed(request, payload, {}, extension);
 }
@@ -444,9 +489,9 @@ void SessionState::close(Error reason) noexcept {
 
 namespace {
 
-OutgoingCommandPtr make_command(SessionPtr session, const Home& home, OutgoingCommand::Kind kind,
-                                const wire::Header& header, BytesView extension, BytesView payload,
-                                const std::optional<CompressionOptions>& compression) {
+OutgoingCommandPtr make_command_past(SessionPtr session, const Home& home, OutgoingCommand::Kind kind,
+                                     const wire::Header& header, BytesView extension, BytesView payload,
+                                     const std::optional<CompressionOptions>& compression) {
   const PackedPayload packed(
       session && session->is_open() ? packing_of(session->options(), compression, payload.size()) : no_compression,
       payload);
@@ -463,6 +508,26 @@ OutgoingCommandPtr make_command(SessionPtr session, const Home& home, OutgoingCo
     command->home = home.shard;
   }
   return command;
+}
+
+OutgoingCommandPtr make_command(SessionPtr session, const Home& home, OutgoingCommand::Kind kind,
+                                const wire::Header& header, BytesView extension, BytesView payload,
+                                const std::optional<CompressionOptions>& compression) {
+  const Interceptors* const interceptors = session ? session->outbound_interceptors() : nullptr;
+  if (interceptors == nullptr || Interceptors::running() || !session->is_open()) {
+    return make_command_past(std::move(session), home, kind, header, extension, payload, compression);
+  }
+  Session to(session);
+  auto message = Interceptors::outbound(header, extension, payload, &to);
+  if (!interceptors->pass(message)) {
+    auto command = OutgoingCommand::make(std::move(session), kind, header, {}, {});
+    command->refusal = Errc::rejected;
+    return command;
+  }
+  wire::Header changed = header;
+  changed.biz_type = message.biz_type();
+  return make_command_past(std::move(session), home, kind, changed, message.extension(), message.payload(),
+                           compression);
 }
 
 /// Hands the command with its handler to the shard, which also tells of a refusal.
@@ -494,7 +559,9 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
 RequestExtension::RequestExtension(const RequestOptions& options, std::chrono::milliseconds timeout)
     : plain_(options.extension), tells_timeout_(options.tell_timeout && timeout.count() > 0) {
   if (!tells_timeout_) return;
-  with_timeout_.resize(wire::told_timeout_size);  // filled in when it goes out
+  with_timeout_.resize(wire::told_timeout_size);
+  // Written again when it goes out.
+  wire::write_told_timeout(timeout, std::span(with_timeout_).first<wire::told_timeout_size>());
   with_timeout_.insert(with_timeout_.end(), plain_.begin(), plain_.end());
 }
 
@@ -517,7 +584,7 @@ OutgoingCommandPtr make_request(SessionPtr session, const Home& home, BytesView 
   const RequestExtension extension(options, timeout);
   auto command = make_command(std::move(session), home, OutgoingCommand::Kind::request, header, extension.bytes(),
                               payload, options.compression);
-  command->tells_timeout = extension.tells_timeout() && !command->refusal;
+  command->tells_timeout = extension.tells_timeout_in(*command);
   command->timeout = std::min(timeout, longest_duration);
   if (timeout.count() < 0) command->refusal = Errc::invalid_option;
   return command;
@@ -995,23 +1062,45 @@ void SessionState::open() {
   opened_ = true;
   if (link_.connection) (void)link_.connection->keep_alive(shard_->now());  // from now on
   shard_->add(*this);
+  if (admitted_) counters_->sessions_total.add(1);
+  shard_->touch(*this);
+}
+
+void SessionState::await_admission(std::shared_ptr<PendingAdmission> pending) {
+  admission_ = std::move(pending);
+  admitted_ = false;
+  if (!admission_->wants_first()) protocol_.await_admission();
+}
+
+void SessionState::end_admission() noexcept {
+  admission_ = nullptr;
+}
+
+void SessionState::admit() noexcept {
+  admitted_ = true;
+  protocol_.admit(shard_->now());
   counters_->sessions_total.add(1);
   shard_->touch(*this);
 }
 
-void SessionState::refuse() noexcept {
+void SessionState::turn_away(Error reason) noexcept {
+  protocol_.close(std::move(reason), shard_->now());
+  shard_->touch(*this);
+}
+
+void SessionState::refuse(const Error& reason) noexcept {
   finished_ = true;
   if (watching_read_) link_.end_watch(shard_->poller(), *this);
   release_actor();
   open_.store(false, std::memory_order_release);
-  protocol_.abort(Error(Errc::refused));
+  protocol_.abort(reason);
   refuse_waiting();
   fail_requests();
   drop_outbound();
   protocol_.release();
   try {
     // In order, as far as that goes without waiting: else the peer would take it for a cut.
-    if (link_.connection) (void)link_.connection->shut_down(Error(Errc::refused));
+    if (link_.connection) (void)link_.connection->shut_down(reason);
   } catch (const std::exception&) {
     // It sees the end without a word.
   }
@@ -1078,6 +1167,7 @@ bool SessionState::read_once() {
 }
 
 void SessionState::receive_end(Error reason) {
+  if (const auto pending = admission_) pending->gone(reason);
   const auto finish_within = std::max(options_->close_timeout, options_->request_timeout);
   protocol_.receive_end(shard_->now(), finish_within, std::move(reason));
   draining_.store(true);
@@ -1117,8 +1207,25 @@ void SessionState::on_ready(bool readable, bool writable, bool broken) {
 
 void SessionState::deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                            std::span<const std::byte> payload) {
+  shard_->counters().packets_in.add(1);
+  if (intercept_in_) [[unlikely]]
+    return deliver_intercepted(session, header, extension, payload);
+  deliver_past(session, header, extension, payload);
+}
+
+[[gnu::noinline]] void SessionState::deliver_intercepted(Session& session, const wire::Header& header,
+                                                         std::span<const std::byte> extension,
+                                                         std::span<const std::byte> payload) noexcept {
+  InterceptedMessage message(header, extension, payload, &session);
+  if (header.type == wire::PacketType::request) message.answers_ = this;
+  if (!intercept_in_->pass(message)) return;
+  deliver_past(session, message.header_, message.extension_, message.payload_);
+}
+
+[[gnu::always_inline]] inline void SessionState::deliver_past(Session& session, const wire::Header& header,
+                                                              std::span<const std::byte> extension,
+                                                              std::span<const std::byte> payload) noexcept {
   auto& counters = shard_->counters();
-  counters_->packets_in.add(1);
   try {
     if (header.type == wire::PacketType::response) {
       if (auto pending = shard_->requests().take(id_, header.message_id)) {
@@ -1134,6 +1241,10 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
     Message message(header, extension, payload, this);
     message.answerable_ = message.is_request();
     if (message.answerable_) counters.requests_received.add(1);
+    if (admission_) [[unlikely]] {
+      protocol_.await_admission();
+      return admission_->first(message.retain());
+    }
     if (actor_) {
       deliver_to_actor(message);
       return bound_requests();
@@ -1381,6 +1492,7 @@ void SessionState::keep_alive() noexcept {
 
 void SessionState::begin_drain(std::shared_ptr<const DrainRule> rule) {
   if (finished_) return;
+  if (const auto pending = admission_) return pending->gone(Error(Errc::stopping));
   if (rule && rule->by == TimePoint::min()) return abort(Errc::drain_expired);
   draining_.store(true);
   drain_rule_ = std::move(rule);
@@ -1416,9 +1528,11 @@ void SessionState::finish() noexcept {
   shard_->timers().disarm(timer_);
   link_.end_watch(shard_->poller(), *this);
   link_ = {};
-  counters_->sessions_ended.add(1);
-  shard_->counters().ends.add(protocol_.reason().code);
-  if (is_protocol_error(protocol_.reason().code)) {
+  if (admitted_) {
+    counters_->sessions_ended.add(1);
+    shard_->counters().ends.add(protocol_.reason().code);
+  }
+  if (admitted_ && is_protocol_error(protocol_.reason().code)) {
     shard_->counters().protocol_errors.add(1);
     host_->failed({id_, protocol_.reason(), nullptr});
     if (auto* const control = shard_->control(); control != nullptr && control->has_subscribers()) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "interceptors.hpp"
 #include "link.hpp"
 #include "packed_payload.hpp"
 #include "peer.hpp"
@@ -26,6 +27,7 @@ namespace msgtrans::detail {
 template <class M>
 class ActorCore;
 class InProcessConnection;
+class PendingAdmission;
 
 /// The header of what a caller sends; its message id and lengths are not set.
 [[nodiscard]] wire::Header header_for(wire::PacketType type, const SendOptions& options) noexcept;
@@ -42,6 +44,9 @@ class SessionHost {
   /// The session has ended and is no longer known; called once for each that was opened.
   virtual void ended(SessionState& session, const Error& reason) noexcept = 0;
   virtual void failed(const ErrorEvent& event) noexcept = 0;
+  /// Null if there are none; asked once by each session.
+  [[nodiscard]] virtual std::shared_ptr<const Interceptors> inbound_interceptors() const noexcept { return nullptr; }
+  [[nodiscard]] virtual std::shared_ptr<const Interceptors> outbound_interceptors() const noexcept { return nullptr; }
 };
 
 /// A message on its way into a session's queue from outside its shard, or one that waits for room, or a request.
@@ -110,7 +115,10 @@ class RequestExtension {
   [[nodiscard]] BytesView bytes() const noexcept {
     return tells_timeout_ ? BytesView(with_timeout_) : BytesView(plain_);
   }
-  [[nodiscard]] bool tells_timeout() const noexcept { return tells_timeout_; }
+  /// Whether it still begins with that: an interceptor may have replaced it.
+  [[nodiscard]] bool tells_timeout_in(const OutgoingCommand& command) const noexcept {
+    return tells_timeout_ && wire::read_told_timeout(command.extension()).has_value();
+  }
 
  private:
   std::span<const std::byte> plain_;
@@ -195,6 +203,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   SendResult post_answer(OutgoingCommandPtr command) noexcept;
   /// Gives back what `reserve` took.
   void unreserve(std::size_t size, bool high_priority) noexcept;
+  [[nodiscard]] const Interceptors* outbound_interceptors() const noexcept { return intercept_out_.get(); }
   [[nodiscard]] ControlOrder& control() noexcept { return control_order_; }
 
   // --- on the shard
@@ -202,14 +211,23 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   /// Before `open`: where its connection is counted, instead of with those of the shard. They must be there until its
   /// host has been told of the end.
   void count_in(ConnectionCounters& counters) noexcept { counters_ = &counters; }
+  [[nodiscard]] ConnectionCounters& connection_counters() const noexcept { return *counters_; }
   /// One of its requests: made, or its outcome.
   void count_request(protocol::Counter RequestCounters::*what) noexcept;
   /// Before `open`: its messages go to this actor instead of to the host.
   void set_actor(std::shared_ptr<ActorCore<OwnedMessage>> actor);
   /// Begins to serve the connection.
   void open();
+  /// Before `open`: hands out nothing but the first message, and that to `pending` if it wants it, until `admit`.
+  void await_admission(std::shared_ptr<PendingAdmission> pending);
+  void end_admission() noexcept;
+  [[nodiscard]] const std::shared_ptr<PendingAdmission>& admission() const noexcept { return admission_; }
+  [[nodiscard]] bool admitted() const noexcept { return admitted_; }
+  void admit() noexcept;
+  /// Instead of `admit`: ends it when what was sent is written.
+  void turn_away(Error reason) noexcept;
   /// Instead of `open`: ends the connection that was not admitted.
-  void refuse() noexcept;
+  void refuse(const Error& reason = Errc::refused) noexcept;
   void settle() noexcept;
   /// Null: until nothing is owed, however long that takes. Again: the latest rule holds, and the earliest end.
   void begin_drain(std::shared_ptr<const DrainRule> rule = nullptr);
@@ -259,6 +277,12 @@ class SessionState final : public ShardMember, private Poller::Watcher {
                protocol::OutboundKind kind) noexcept;
   bool write_through(const wire::Header& header, std::span<const std::byte> extension,
                      std::span<const std::byte> payload, protocol::OutboundKind kind);
+  SendResult send_past(BytesView payload, const SendOptions& options) noexcept;
+  SendResult send_intercepted(BytesView payload, const SendOptions& options) noexcept;
+  SendResult respond_past(const wire::Header& request, BytesView payload, BytesView extension,
+                          const Override& compression) noexcept;
+  SendResult respond_intercepted(const wire::Header& request, BytesView payload, BytesView extension,
+                                 const Override& compression) noexcept;
   SendResult pack_and_send(BytesView payload, const SendOptions& options) noexcept;
   SendResult pack_and_respond(const wire::Header& request, BytesView payload, BytesView extension,
                               const Override& compression) noexcept;
@@ -289,6 +313,10 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void on_ready(bool readable, bool writable, bool broken) override;
   void deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                std::span<const std::byte> payload);
+  void deliver_intercepted(Session& session, const wire::Header& header, std::span<const std::byte> extension,
+                           std::span<const std::byte> payload) noexcept;
+  void deliver_past(Session& session, const wire::Header& header, std::span<const std::byte> extension,
+                    std::span<const std::byte> payload) noexcept;
   void deliver_to_actor(const Message& message);
   void release_actor() noexcept;
   void write_out();
@@ -352,6 +380,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool awaits_peers_end_ = false;  // of a connection that has failed
   bool delivering_ = false;
   bool opened_ = false;
+  bool admitted_ = true;
   bool flush_asked_ = false;  // since nothing is owed
   bool flushed_ = false;
   bool writable_due_ = false;     // on_writable is to be called
@@ -381,6 +410,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   protocol::SessionProtocol protocol_;
   std::shared_ptr<const DrainRule> drain_rule_;  // null: closed as soon as nothing is owed
   std::unique_ptr<Waiting> waiting_;             // null if nobody waits
+  std::shared_ptr<PendingAdmission> admission_;
+  const std::shared_ptr<const Interceptors> intercept_in_;   // null: none
+  const std::shared_ptr<const Interceptors> intercept_out_;  // the same
   std::shared_ptr<ActorCore<OwnedMessage>> actor_;
   Timer timer_;
   std::any user_data_;

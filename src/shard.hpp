@@ -141,6 +141,9 @@ class Shard : public std::enable_shared_from_this<Shard> {
     protocol::Counter sessions_refused, accept_failures, protocol_errors, handler_failures, unhandled, dropped_oldest,
         dropped_at_close, unmatched_responses, sessions_swept, handshake_failures, compressed_packets,
         compressed_bytes_before, compressed_bytes_after, incompressible_packets, requests_received, answers_sent;
+    // sessions_refused by reason
+    protocol::Counter refused_sessions, refused_address, refused_rate, refused_address_rate, refused_on_connect,
+        refused_timeout;
     protocol::Counter queued_bytes, queued_packets;  // now; what is taken away is added modulo 2^64
     ConnectionCounters connections;                  // a client's; a server's are with their listeners
     ErrorCounters ends, handshakes_failed_by;
@@ -288,6 +291,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// Holds it until `remove`.
   void add(std::shared_ptr<Handshake> handshake);
   void remove(const Handshake& handshake) noexcept;
+  /// How many of them only tell a peer that it is refused.
+  std::size_t refusing = 0;
   /// Ends them all with that error.
   void end_handshakes(const Error& why) noexcept;
   /// A session has left the map, which keeps it for readers that may still look: it is to be given up at the turn's

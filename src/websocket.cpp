@@ -249,11 +249,13 @@ std::uint16_t close_code_of(const Error& reason) noexcept {
     case Errc::extension_too_large:
     case Errc::decompressed_too_large: return wire::close_code::message_too_big;
     case Errc::refused:
+    case Errc::admission_timeout:
     case Errc::first_packet_timeout:
     case Errc::idle_timeout:
     case Errc::read_stalled:
     case Errc::write_stalled:
     case Errc::slow_consumer: return wire::close_code::policy_violation;
+    case Errc::rate_limited:
     case Errc::too_many_sessions: return wire::close_code::try_again_later;
     default: break;
   }
@@ -278,6 +280,7 @@ struct WebSocketConnection::Handshake {
   std::string target;
   std::string key;
   std::string head;  // as far as it came, and what came behind it
+  std::unique_ptr<const Error> refusal;
   bool below_done = false;
   bool asked = false;
 };
@@ -408,12 +411,21 @@ Connection::Status WebSocketConnection::handshake() {
     if (status != Status::done) return status;
     handshake_->below_done = true;
   }
+  if (handshake_->refusal) {
+    // Not for the request, which would cost more: it is read, and thrown away, until the peer goes.
+    const bool too_fast = handshake_->refusal->code == make_error_code(Errc::rate_limited);
+    return refuse(too_fast ? 429 : 503, handshake_->refusal->message(), "Retry-After: 1\r\n");
+  }
   const Status status = role_ == wire::WebSocketRole::server ? serve_handshake() : ask_handshake();
   if (status == Status::done) {
     handshake_.reset();
     handshaken_ = true;
   }
   return status;
+}
+
+void WebSocketConnection::refuse_handshake(Error why) {
+  handshake_->refusal = std::make_unique<const Error>(std::move(why));
 }
 
 Connection::Status WebSocketConnection::read_head(std::size_t limit, std::string_view& head) {

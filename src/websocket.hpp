@@ -47,6 +47,8 @@ class WebSocketConnection final : public Connection {
   ~WebSocketConnection() override;
 
   Status handshake() override;
+  /// Before it: a server's end is to answer that it has no place (503), or that too many come at once (429).
+  void refuse_handshake(Error why);
   Status read(std::span<std::byte> into, std::size_t& count) override;
   [[nodiscard]] bool has_input() const noexcept override;
   Status write(std::span<const iovec> pieces, std::size_t& taken) override;

@@ -78,6 +78,16 @@ class ClientTransport {
   /// `connect` may be called again. Not if a call of `connect` still waits: that gets the error.
   void on_gave_up(GaveUpHandler handler);
   void on_error(ErrorHandler handler);
+  /// As `ServerTransport::intercept_inbound` and `intercept_outbound`. \throws Exception with `wrong_state` once it has
+  /// connected, as the setters of handlers do.
+  template <std::invocable<InterceptedMessage&> F>
+  void intercept_inbound(F f) {
+    add_interceptor(true, detail::make_interceptor(std::move(f)));
+  }
+  template <std::invocable<InterceptedMessage&> F>
+  void intercept_outbound(F f) {
+    add_interceptor(false, detail::make_interceptor(std::move(f)));
+  }
 
   /// Connects to a URL as `parse_url` takes it; blocks. Not from a handler (`blocking_on_shard`).
   /// \throws Exception: `invalid_address`, the system's error, `asio::error::timed_out`, `wrong_state` if connected or
@@ -159,6 +169,7 @@ class ClientTransport {
   }
   static void start_connect(const std::shared_ptr<detail::Client>& client, const std::vector<std::string>& urls,
                             detail::ConnectHandler handler);
+  void add_interceptor(bool inbound, Interceptor interceptor);
   [[nodiscard]] detail::RoutedCommand route_send(BytesView payload, const SendOptions& options) const;
   [[nodiscard]] detail::RoutedCommand route_request(BytesView payload, const RequestOptions& options) const;
 

@@ -35,6 +35,7 @@ enum class Errc {
   request_timeout,  ///< no answer within the request's time
   connection_lost,  ///< the connection ended before the answer came
   no_answer,        ///< whoever was asked dropped the question
+  rejected,         ///< an interceptor of this end rejected it
 
   // Why a session ended.
   closed_by_peer,        ///< the peer closed between two packets
@@ -55,6 +56,8 @@ enum class Errc {
   stopping,              ///< it was drained, or the server or client stops; all queued and pending was finished
   drain_expired,         ///< the same, but something was cut at the end of the drain time
   too_many_sessions,     ///< a limit on sessions was reached
+  rate_limited,          ///< more came, in all or from that address, than its rate lets in
+  admission_timeout,     ///< on_connect had not decided in time
 
   // A call that cannot be carried out; nothing was changed.
   invalid_option,     ///< an option is out of its range; the text names it

@@ -20,6 +20,7 @@ enum class EventKind : std::uint8_t {
   pool_shrunk,           ///< a pool's limits were lowered, or a connection was given up; `error` says why
   endpoint_down,         ///< a health check took an endpoint out; `error` is the last probe's
   endpoint_up,           ///< a health check put an endpoint back
+  session_refused,       ///< a connection was refused, by a limit or by `on_connect`; `error` says why
 };
 
 [[nodiscard]] constexpr const char* to_string(EventKind kind) noexcept {
@@ -34,6 +35,7 @@ enum class EventKind : std::uint8_t {
     case EventKind::pool_shrunk: return "pool_shrunk";
     case EventKind::endpoint_down: return "endpoint_down";
     case EventKind::endpoint_up: return "endpoint_up";
+    case EventKind::session_refused: return "session_refused";
   }
   return "?";
 }

@@ -23,6 +23,7 @@ class ReplyTo;
 
 namespace detail {
 class SessionState;
+struct Interceptors;
 void intrusive_ptr_add_ref(const SessionState* state) noexcept;
 void intrusive_ptr_release(const SessionState* state) noexcept;
 using SessionPtr = boost::intrusive_ptr<SessionState>;

@@ -4,12 +4,14 @@
 /// The facades, and all that they give and take. The channels (`channel/`), the lock-free parts (`lockfree/`), the
 /// free-standing actors (`actor/`), what a transport of one's own implements (`transport/custom_transport.hpp`) and the
 /// test kit (`testing/`) are included by themselves.
+#include <msgtrans/admission.hpp>
 #include <msgtrans/client_transport.hpp>
 #include <msgtrans/control.hpp>
 #include <msgtrans/drain_options.hpp>
 #include <msgtrans/error.hpp>
 #include <msgtrans/event.hpp>
 #include <msgtrans/handover.hpp>
+#include <msgtrans/interceptor.hpp>
 #include <msgtrans/message.hpp>
 #include <msgtrans/pool/connection_pool.hpp>
 #include <msgtrans/pool/health_checker.hpp>

@@ -19,6 +19,7 @@ enum class SendResult : std::uint8_t {
                 ///< `max_extension`
   closed,       ///< the session has ended or is ending
   not_found,    ///< no session has that id; for `respond`: this message awaits no answer (any more)
+  rejected,     ///< an interceptor rejected it
 };
 
 /// The same as an error: none for `queued`.
@@ -29,6 +30,7 @@ enum class SendResult : std::uint8_t {
     case SendResult::too_large: return Errc::too_large;
     case SendResult::closed: return Errc::closed;
     case SendResult::not_found: return Errc::not_found;
+    case SendResult::rejected: return Errc::rejected;
   }
   return Errc::closed;
 }
@@ -40,6 +42,7 @@ enum class SendResult : std::uint8_t {
     case SendResult::too_large: return "too_large";
     case SendResult::closed: return "closed";
     case SendResult::not_found: return "not_found";
+    case SendResult::rejected: return "rejected";
   }
   return "?";
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <boost/asio/awaitable.hpp>
 #include <chrono>
 #include <concepts>
 #include <cstddef>
@@ -8,10 +9,12 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <msgtrans/admission.hpp>
 #include <msgtrans/channel/broadcast_channel.hpp>
 #include <msgtrans/control.hpp>
 #include <msgtrans/drain_options.hpp>
 #include <msgtrans/event.hpp>
+#include <msgtrans/interceptor.hpp>
 #include <msgtrans/session/groups.hpp>
 #include <msgtrans/session/session.hpp>
 #include <msgtrans/session/session_actor.hpp>
@@ -39,16 +42,6 @@ using StopHandler = asio::any_completion_handler<void(StopReport)>;
 using CloseHandler = asio::any_completion_handler<void(error_code)>;
 }  // namespace detail
 
-/// What `on_connect` says of a newcomer.
-struct Admission {
-  bool accepted = true;
-  /// Kept in the statistics' error hook; the peer sees the connection end.
-  std::string reason;
-
-  static Admission accept() { return {}; }
-  static Admission refuse(std::string why = {}) { return {false, std::move(why)}; }
-};
-
 /// Something went wrong that no call could report.
 struct ErrorEvent {
   /// Whose session it was; 0 if it belongs to none.
@@ -75,7 +68,8 @@ struct ServerOptions {
   std::vector<detail::asio::any_io_executor> executors = {};
   /// Sessions at once; further connections are closed and counted as refused. At least 1.
   std::size_t max_sessions = 1'000'000;
-  /// Sessions at once from one address; 0: no limit. Unix sockets have no address, and are not counted.
+  /// Sessions at once from one address, or from one network of IPv6 (/64), since whoever has one address there has them
+  /// all; 0: no limit. Unix sockets have no address, and are not counted.
   std::size_t max_sessions_per_address = 0;
   /// What all sessions together may have queued for sending, in bytes on the wire; strict, counted with the message
   /// being added, but for answers: while these are over it, a session is handed nothing more until its own are written.
@@ -86,6 +80,17 @@ struct ServerOptions {
   std::size_t max_groups_per_session = 1000;
   /// Longest name of a group in bytes. 1 to 65535.
   std::size_t max_group_name = 256;
+  /// Connections a second; those over it are closed and counted as refused. 0: no limit.
+  std::uint64_t accept_rate = 0;
+  /// So many at once, if there were fewer before. 0: as many as `accept_rate`.
+  std::uint64_t accept_burst = 0;
+  /// The same for each address, or network, as `max_sessions_per_address` counts them. Of at most 65,536 that came
+  /// lately it is remembered how many; should there be more, those that came least lately begin anew.
+  std::uint64_t accept_rate_per_address = 0;
+  std::uint64_t accept_burst_per_address = 0;
+  /// How long an asynchronous `on_connect` may take; a newcomer not decided on by then is refused, and the coroutine
+  /// cancelled. Zero: no limit.
+  std::chrono::milliseconds admission_timeout{10'000};
   /// How long `run` and the destructor let sessions finish; see `ServerTransport::stop`.
   std::chrono::milliseconds drain{5'000};
   /// Events kept for subscribers that are behind, and on their way to them; rounded up to a power of two. 1 to 2^24.
@@ -157,16 +162,21 @@ struct ServerStats {
 
 /// Of one listener; the same counters of `ServerStats` are sums of these.
 struct ListenerStats {
-  Endpoint endpoint;                     ///< as `listen` returned it
-  std::size_t sessions = 0;              ///< open now
-  std::uint64_t sessions_total = 0;      ///< accepted ever
-  std::uint64_t sessions_refused = 0;    ///< by a limit or by `on_connect`
-  std::uint64_t accept_failures = 0;     ///< the system could not give a connection
-  std::uint64_t handshake_failures = 0;  ///< connections that ended, or were late, before they were a session
-  std::uint64_t packets_in = 0;          ///< whole packets received
-  std::uint64_t packets_out = 0;         ///< packets written whole
-  std::uint64_t bytes_in = 0;            ///< bytes received
-  std::uint64_t bytes_out = 0;           ///< bytes written
+  Endpoint endpoint;                       ///< as `listen` returned it
+  std::size_t sessions = 0;                ///< open now
+  std::uint64_t sessions_total = 0;        ///< accepted ever
+  std::uint64_t sessions_refused = 0;      ///< by a limit or by `on_connect`
+  std::uint64_t accept_failures = 0;       ///< the system could not give a connection
+  std::uint64_t handshake_failures = 0;    ///< connections that ended, or were late, before they were a session
+  std::uint64_t packets_in = 0;            ///< whole packets received
+  std::uint64_t packets_out = 0;           ///< packets written whole
+  std::uint64_t bytes_in = 0;              ///< bytes received
+  std::uint64_t bytes_out = 0;             ///< bytes written
+  RefusalCounts refusals = {};             ///< `sessions_refused` by reason
+  std::size_t awaiting_admission = 0;      ///< connections now that `on_connect` has not decided on
+  std::uint64_t rejected_inbound = 0;      ///< messages that an interceptor rejected, or answered
+  std::uint64_t rejected_outbound = 0;     ///< the same of those that were to be sent; a broadcast counts once
+  std::uint64_t interceptor_failures = 0;  ///< of those, because an interceptor threw
 };
 
 /// What `stop` had to cut at the end of the drain time; all zero if everything finished.
@@ -266,18 +276,78 @@ class ServerTransport {
   /// The same without exceptions.
   void renew_tls(const Endpoint& listener, const TlsServerOptions& options, Error& error);
 
-  /// Called for each newcomer before any of its messages. `f` takes `Session&` and returns `Admission`, or nothing for
-  /// "always accept". \throws Exception with `wrong_state` once started, as all setters of handlers do.
+  /// Called for each newcomer before any of its messages, once its transport has agreed with the peer; it sees the
+  /// address, the TLS peer and the credentials, and may send. Instead of any set before. `f` is one of
+  ///
+  ///     Admission f(Session&);                                          // or void: "always accept"
+  ///     asio::awaitable<Admission> f(Session);                          // a coroutine
+  ///     asio::awaitable<Admission> f(Session, OwnedMessage first);      // the same, once its first message is there
+  ///     void f(Session&, AdmissionPromise);                             // decides later, on any thread
+  ///     void f(Session&, OwnedMessage first, AdmissionPromise);
+  ///
+  /// The later forms: until it is decided the session is in no list, and gets no broadcast; nothing more of what the
+  /// peer sends is handed out, not the answer to a question of this end either, and at most one read of it is kept. It
+  /// takes a place of the limits. The first message is not handed out again; if it is a request, answer it before you
+  /// decide: what was sent by then is written before a refusal ends the connection. It is refused if it takes longer
+  /// than `admission_timeout`, or if `f` throws. Should the peer leave meanwhile (also if only its sending end is
+  /// closed), the time be over, or the server stop, then the coroutine, which runs on the session's shard, is cancelled
+  /// (terminal), and what it decides has no effect. \throws Exception with `wrong_state` once started, as all setters
+  /// of handlers do.
   template <std::invocable<Session&> F>
   void on_connect(F f) {
-    if constexpr (std::is_void_v<std::invoke_result_t<F&, Session&>>) {
-      set_on_connect([f = std::move(f)](Session& session) mutable {
+    using Result = std::invoke_result_t<F&, Session&>;
+    if constexpr (std::is_same_v<Result, detail::asio::awaitable<Admission>>) {
+      set_on_connect(detail::AdmissionCoroutine(
+                         [f = std::move(f)](Session& session, OwnedMessage&) mutable { return f(session); }),
+                     false);
+    } else if constexpr (std::is_void_v<Result>) {
+      set_on_connect(std::function<Admission(Session&)>([f = std::move(f)](Session& session) mutable {
         f(session);
         return Admission::accept();
-      });
+      }));
     } else {
-      set_on_connect(std::move(f));
+      set_on_connect(std::function<Admission(Session&)>(std::move(f)));
     }
+  }
+  template <std::invocable<Session&, OwnedMessage> F>
+  void on_connect(F f) {
+    set_on_connect(detail::AdmissionCoroutine([f = std::move(f)](Session& session, OwnedMessage& first) mutable {
+                     return f(session, std::move(first));
+                   }),
+                   true);
+  }
+  template <std::invocable<Session&, AdmissionPromise> F>
+  void on_connect(F f) {
+    set_on_connect(detail::AdmissionCallback(
+                       [f = std::move(f)](Session& session, OwnedMessage&, AdmissionPromise promise) mutable {
+                         f(session, std::move(promise));
+                       }),
+                   false);
+  }
+  template <std::invocable<Session&, OwnedMessage, AdmissionPromise> F>
+  void on_connect(F f) {
+    set_on_connect(detail::AdmissionCallback(
+                       [f = std::move(f)](Session& session, OwnedMessage& first, AdmissionPromise promise) mutable {
+                         f(session, std::move(first), std::move(promise));
+                       }),
+                   true);
+  }
+  /// `f` takes `InterceptedMessage&`, and returns a `Verdict`, or nothing for "passes". Called for every message and
+  /// answer that comes in, on the session's shard, before anybody else gets it; several in the order they were added. A
+  /// message that is rejected is as if it had not come (a request for which nobody responds times out at the peer), but
+  /// counted. One that throws rejects, and `on_error` is told. Without interceptors a message pays for one test of a
+  /// pointer. \throws Exception with `wrong_state` once started.
+  template <std::invocable<InterceptedMessage&> F>
+  void intercept_inbound(F f) {
+    add_interceptor(true, detail::make_interceptor(std::move(f)));
+  }
+  /// The same for everything that is sent, one-way messages, requests and answers, on the thread that sends, possibly
+  /// several at once: before it is compressed, and before it is known whether there is room, so again each time
+  /// somebody tries again. Whoever sends what is rejected is told `rejected`. A broadcast is shown once, without a
+  /// session; if it is rejected, no session was visited. What an interceptor itself sends is not shown to any.
+  template <std::invocable<InterceptedMessage&> F>
+  void intercept_outbound(F f) {
+    add_interceptor(false, detail::make_interceptor(std::move(f)));
   }
   /// Called for each request and one-way message, in the order a session sent them.
   void on_message(MessageHandler handler);
@@ -379,6 +449,9 @@ class ServerTransport {
   static void start_close_listener(const std::shared_ptr<detail::Server>& server, const Endpoint& listener,
                                    detail::CloseHandler handler);
   void set_on_connect(std::function<Admission(Session&)> handler);
+  void set_on_connect(detail::AdmissionCoroutine handler, bool with_first_message);
+  void set_on_connect(detail::AdmissionCallback handler, bool with_first_message);
+  void add_interceptor(bool inbound, Interceptor interceptor);
   [[nodiscard]] detail::SessionPtr find(SessionId session) const;
   [[nodiscard]] detail::Home home() const;
 

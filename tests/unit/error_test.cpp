@@ -93,9 +93,10 @@ TEST(ErrorQueries, RetryableAreAFullQueueAndALateAnswer) {
 }
 
 TEST(ErrorQueries, FatalAreThoseThatEndTheSession) {
-  const std::set<Errc> survivable{
-      Errc::would_block,   Errc::request_timeout, Errc::too_large,       Errc::invalid_option,    Errc::invalid_address,
-      Errc::not_supported, Errc::wrong_state,     Errc::too_many_groups, Errc::blocking_on_shard, Errc::no_answer};
+  const std::set<Errc> survivable{Errc::would_block,    Errc::request_timeout, Errc::too_large,
+                                  Errc::invalid_option, Errc::invalid_address, Errc::not_supported,
+                                  Errc::wrong_state,    Errc::too_many_groups, Errc::blocking_on_shard,
+                                  Errc::no_answer,      Errc::rejected,        Errc::send_timeout};
   for (const Errc e : all_errors()) {
     EXPECT_EQ(msgtrans::is_fatal(make_error_code(e)), !survivable.contains(e)) << make_error_code(e).message();
   }

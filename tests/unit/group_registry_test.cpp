@@ -142,7 +142,7 @@ TEST(Group, CopiesOnlyWhatChangesAndOnlyWhileSomebodyHoldsIt) {
 
 TEST(GroupRegistry, AgreesWithAModel) {
   Sessions sessions;
-  SessionRegistry registry(1000, 0);
+  SessionRegistry registry({.sessions = 1000}, {});
   auto& groups = registry.groups();
   auto all = sessions.make_many(20);
   for (const auto& session : all) registry.add(session);
@@ -199,7 +199,7 @@ TEST(GroupRegistry, AgreesWithAModel) {
 
 TEST(GroupRegistry, JoinWithoutMemoryChangesNothing) {
   Sessions sessions;
-  SessionRegistry registry(1000, 0);
+  SessionRegistry registry({.sessions = 1000}, {});
   auto& groups = registry.groups();
   const auto all = sessions.make_many(Group::chunk_size + 1);
   for (const auto& session : all) registry.add(session);
@@ -241,7 +241,7 @@ TEST(GroupRegistry, JoinWithoutMemoryChangesNothing) {
 
 TEST(GroupRegistry, JoinThatRacesWithTheEndLeaksNoMember) {
   Sessions sessions;
-  SessionRegistry registry(1000, 0);
+  SessionRegistry registry({.sessions = 1000}, {});
   auto& groups = registry.groups();
   const std::vector<std::string> names{"a", "b", "c", "d"};
   std::atomic<std::uint64_t> current{0};

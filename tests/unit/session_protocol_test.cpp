@@ -1170,6 +1170,38 @@ TEST(SessionProtocol, MessageIdsCountFromOne) {
 
 // Every allocation of a receive fails once: either nothing is lost, or the session is mute; never does it go on with a
 // torn stream, and never does the process end.
+TEST(SessionProtocol, WhoAwaitsAdmissionIsReadSomeWayAheadAndHandedNothing) {
+  SessionOptions options = without_deadlines();
+  options.first_packet_timeout = 1s;
+  options.idle_timeout = 2s;
+  options.read_stall_timeout = 3s;
+  options.heartbeat_interval = 1s;
+  SharedResources shared;
+  SessionProtocol session(options, shared, start);
+  std::vector<std::string> got;
+  const auto deliver = [&got](const wire::Header&, View, View payload) { got.push_back(text_of(payload)); };
+  session.await_admission();
+  session.receive(request(1, bytes_of("early")), start, deliver);
+  EXPECT_TRUE(session.wants_read()) << "its end would not be seen";
+  EXPECT_FALSE(session.resumable());
+  session.expire(start + 1h);
+  EXPECT_EQ(session.phase(), Phase::open);
+  session.receive(request(2, Bytes(64 * 1024)), start + 1h, deliver);
+  EXPECT_FALSE(session.wants_read());
+  EXPECT_TRUE(got.empty());
+  session.admit(start + 2h);
+  ASSERT_TRUE(session.resumable());
+  session.resume(start + 2h, deliver);
+  ASSERT_EQ(got.size(), 2U);
+  EXPECT_EQ(got[0], "early");
+  EXPECT_TRUE(session.wants_read());
+  session.expire(start + 2h + 2s - 1ms);
+  EXPECT_EQ(session.phase(), Phase::open);
+  session.expire(start + 2h + 2s);
+  EXPECT_NE(session.phase(), Phase::open) << "from the admission on the deadlines run";
+  session.release();
+}
+
 TEST(SessionProtocol, RunningOutOfMemoryInAReadLosesNoPacketUnnoticed) {
   const Bytes bytes = requests(1, 30, 200);
   int failures = 0;

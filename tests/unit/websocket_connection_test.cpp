@@ -896,6 +896,8 @@ TEST(WebSocketConnection, TheReasonHasItsCode) {
       {Error(Errc::slow_consumer, "x"), close(1008, "x")},
       {Error(Errc::refused), close(1008, "refused")},
       {Error(Errc::too_many_sessions), close(1013, "too many sessions")},
+      {Error(Errc::rate_limited), close(1013, "over the rate limit")},
+      {Error(Errc::admission_timeout), close(1008, "not admitted in time")},
       {Error(Errc::handler_failed, "a secret"), close(1011, "handler failed")},
       {Error(make_error_code(boost::system::errc::not_enough_memory), "a secret"), close(1011, "")},
   };

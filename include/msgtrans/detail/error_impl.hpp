@@ -37,10 +37,12 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::request_timeout: return "request timed out";
       case Errc::connection_lost: return "connection lost before the answer";
       case Errc::no_answer: return "nobody answered";
+      case Errc::rejected: return "rejected by an interceptor";
       case Errc::closed_by_peer: return "closed by peer";
       case Errc::truncated: return "closed by peer inside a packet";
       case Errc::closed_by_user: return "closed by this end";
       case Errc::refused: return "refused";
+      case Errc::admission_timeout: return "admission_timeout";
       case Errc::first_packet_timeout: return "no first packet in time";
       case Errc::handshake_timeout: return "no handshake in time";
       case Errc::handshake_failed: return "handshake failed";
@@ -55,6 +57,8 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::stopping: return "stopping";
       case Errc::drain_expired: return "cut at the end of the drain time";
       case Errc::too_many_sessions: return "too many sessions";
+      case Errc::rate_limited: return "over the rate limit";
+      case Errc::admission_timeout: return "not admitted in time";
       case Errc::invalid_option: return "invalid option";
       case Errc::invalid_address: return "invalid address";
       case Errc::not_supported: return "not supported";
@@ -93,6 +97,7 @@ constexpr const char* to_string(Errc e) noexcept {
     case Errc::request_timeout: return "request_timeout";
     case Errc::connection_lost: return "connection_lost";
     case Errc::no_answer: return "no_answer";
+    case Errc::rejected: return "rejected";
     case Errc::closed_by_peer: return "closed_by_peer";
     case Errc::truncated: return "truncated";
     case Errc::closed_by_user: return "closed_by_user";
@@ -111,6 +116,7 @@ constexpr const char* to_string(Errc e) noexcept {
     case Errc::stopping: return "stopping";
     case Errc::drain_expired: return "drain_expired";
     case Errc::too_many_sessions: return "too_many_sessions";
+    case Errc::rate_limited: return "rate_limited";
     case Errc::too_many_groups: return "too_many_groups";
     case Errc::invalid_option: return "invalid_option";
     case Errc::invalid_address: return "invalid_address";
@@ -128,6 +134,8 @@ inline bool is_fatal(const error_code& code) noexcept {
   switch (static_cast<Errc>(code.value())) {
     case Errc::too_large:
     case Errc::no_answer:
+    case Errc::rejected:
+    case Errc::send_timeout:
     case Errc::invalid_option:
     case Errc::invalid_address:
     case Errc::not_supported:
