@@ -329,7 +329,7 @@ TEST(RefusedByOnConnect, WebSocketsAreToldWhy) {
   client.on_disconnect([ends](Session&, const Error& reason) { ends.add(reason); });
   client.connect(server.url());
   EXPECT_EQ(ends.at(0).code, Errc::closed_by_peer);
-  EXPECT_EQ(ends.at(0).text, "WebSocket code 1008: not on the list");
+  EXPECT_EQ(ends.at(0).text, "closed by peer, WebSocket code 1008: not on the list");
   EXPECT_EQ(server.transport.stats().refusals.on_connect, 1U);
 }
 
@@ -745,8 +745,8 @@ TEST(AsynchronousOnConnect, OverWebSocketTellsWhyItRefuses) {
     if (i == 0) promises.at(0)->decide(Admission::refuse("no such user"));
     ASSERT_TRUE(ends.wait_for(i + 1));
   }
-  EXPECT_EQ(ends.at(0).text, "WebSocket code 1008: no such user");
-  EXPECT_EQ(ends.at(1).text, "WebSocket code 1008: not admitted within 200 ms");
+  EXPECT_EQ(ends.at(0).text, "closed by peer, WebSocket code 1008: no such user");
+  EXPECT_EQ(ends.at(1).text, "closed by peer, WebSocket code 1008: not admitted within 200 ms");
 }
 
 // --- without descriptors
