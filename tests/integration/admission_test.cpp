@@ -266,6 +266,23 @@ TEST(RefusedWebSocket, IsAnsweredWith503AndTheReason) {
   EXPECT_TRUE(has(event->subject, "127.0.0.1:")) << event->subject;
 }
 
+TEST(RefusedWebSocket, OverTlsIsAnsweredToo) {
+  TestServer server({.shards = 1, .max_sessions = 1});
+  server.echo();
+  ListenOptions options;
+  options.tls.identity = trusted_identity();
+  server.endpoint = server.transport.listen(websocket_tls("127.0.0.1:0/"), options);
+  server.transport.start();
+  ClientTransport inside;
+  inside.connect(server.url());
+  ClientTransport client;
+  Error error;
+  client.connect(server.url(), error);
+  EXPECT_EQ(error.code, Errc::handshake_failed);
+  EXPECT_TRUE(has(error.text, "503 Service Unavailable")) << error.text;
+  EXPECT_EQ(inside.request("untouched").text(), "untouched");
+}
+
 TEST(RefusedWebSocket, ByARateIsAnsweredWith429) {
   TestServer server({.shards = 1, .accept_rate = 1, .accept_burst = 1});
   server.endpoint = server.transport.listen(websocket("127.0.0.1:0/"));
@@ -781,6 +798,7 @@ TEST(WithoutDescriptors, AcceptingGoesOnWhenThereAreSomeAgain) {
   server.transport.start();
   ClientTransport inside;
   inside.connect(server.url());
+  ASSERT_TRUE(server.came.wait_for(1));  // it needs a descriptor of the server too
   const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   ASSERT_GE(socket, 0);
   RawPeer waiting(socket);
