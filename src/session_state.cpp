@@ -81,6 +81,7 @@ void OutgoingCommandDeleter::operator()(OutgoingCommand* command) const noexcept
 
 OutgoingCommand::~OutgoingCommand() {
   if (session && reserved) session->unreserve(packet_size(), high_priority(header));
+  if (in_line) session->leave_line(*this);
   if (session && counted) session->protocol().answer_arrived(packet_size());
 }
 
@@ -142,7 +143,11 @@ SessionState::SessionState(SessionId id, std::shared_ptr<Shard> shard, std::shar
       protocol_(*options_, shard_->resources(), shard_->now()),
       intercept_in_(host_->inbound_interceptors()),
       intercept_out_(host_->outbound_interceptors()),
-      timer_(*this) {}
+      timer_(*this) {
+  // Some ten microseconds' worth: whoever floods his shard must not keep the others waiting.
+  constexpr std::uint32_t packets_a_turn = 256;
+  protocol_.set_packets_a_call(packets_a_turn);
+}
 
 SessionState::~SessionState() {
   delete requests_.load(std::memory_order_relaxed);
@@ -269,6 +274,19 @@ bool SessionState::is_emptied() const noexcept {
     if (depth.bytes > low.bytes || depth.packets > low.packets) return false;
   }
   return total == nullptr || !total->starved();
+}
+
+void SessionState::claim(OutgoingCommand& command) noexcept {
+  if (high_priority(command.header)) return;  // which overtakes anyway
+  if (normal_waiting_.load() == 0 && reserve_waited(command)) return;
+  command.in_line = true;
+  normal_waiting_.fetch_add(1);
+}
+
+void SessionState::leave_line(OutgoingCommand& command) noexcept {
+  if (!std::exchange(command.in_line, false)) return;
+  normal_waiting_.fetch_sub(1);
+  if (slow_.load() && Shard::current() != shard_.get()) touch_from_anywhere();
 }
 
 void SessionState::give_back(protocol::OutboundDepth depth, bool priority) noexcept {
@@ -542,6 +560,7 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
       session->shard().post([session, operation] { session->cancel(*operation); });
     });
   }
+  if (command->session && !command->refusal) command->session->claim(*command);
   std::unique_ptr<Command> posted(command.release());
   if (shard->post(std::move(posted))) return;
   // The shard has ended, so its executor may run nothing any more.
@@ -712,12 +731,13 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
     if (command->timeout.count() != 0) command->deadline = command->started + command->timeout;
     const std::size_t lane = high_priority(command->header) ? 1 : 0;
     const bool first = !waiting_ || waiting_->lanes[lane].empty();
-    if (!first || !reserve_waited(*command)) {
+    if (!command->reserved && (!first || !reserve_waited(*command))) {
       try {
         if (!waiting_) waiting_ = std::make_unique<Waiting>();
         waiting_->deadline = std::min(waiting_->deadline, command->deadline);
-        waiting_->lanes[lane].push_back(std::move(command));
-        if (lane == 0) normal_waiting_.fetch_add(1, std::memory_order_relaxed);
+        auto& line = waiting_->lanes[lane];
+        line.push_back(std::move(command));
+        if (lane == 0 && !std::exchange(line.back()->in_line, true)) normal_waiting_.fetch_add(1);
       } catch (const std::bad_alloc&) {
         if (command) command->finish(Errc::would_block, *shard_);
       }
@@ -731,6 +751,7 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
 /// Room is reserved.
 void SessionState::start(OutgoingCommandPtr command) noexcept {
   using Kind = OutgoingCommand::Kind;
+  leave_line(*command);
   command->reserved = false;
   if (command->kind == Kind::request) {
     PendingRequest pending{std::move(command->on_reply), std::move(command->work), command->operation, command->started,
@@ -811,7 +832,6 @@ OutgoingCommandPtr SessionState::take_waiting(F&& f) noexcept {
     if (found == line.end()) continue;
     auto command = std::move(*found);
     line.erase(found);
-    if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
     return command;
   }
   return nullptr;
@@ -826,7 +846,6 @@ void SessionState::admit_waiting() noexcept {
     while (!line.empty() && reserve_waited(*line.front())) {
       auto command = std::move(line.front());
       line.pop_front();
-      if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
       start(std::move(command));
     }
   }
@@ -846,7 +865,6 @@ void SessionState::expire_waiting() noexcept {
         waiter->finish(waiter->kind == OutgoingCommand::Kind::request ? Errc::request_timeout : Errc::send_timeout,
                        *shard_);
         waiter.reset();
-        if (lane == 0) normal_waiting_.fetch_sub(1, std::memory_order_relaxed);
         continue;
       }
       waiting_->deadline = std::min(waiting_->deadline, waiter->deadline);
@@ -1180,19 +1198,20 @@ void SessionState::receive(std::span<const std::byte> bytes) {
       bytes, shard_->now(),
       [this, &session](const wire::Header& header, std::span<const std::byte> extension,
                        std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
+  turn_over_ = protocol_.stopped_at_limit();
 }
 
 void SessionState::on_ready(bool readable, bool writable, bool broken) {
   Shard::Scope scope(*shard_);
   if (writable) write_waiting_ = false;  // settling writes
   try {
-    if (readable && protocol_.wants_read()) {
+    if (readable && wants_read()) {
       read_once();
     } else if (readable && link_.ready) {
       // It says so only once: it is asked again when the session reads.
       watching_read_ = false;
       link_.change_watch(shard_->poller(), *this, false, watching_write_);
-    } else if (broken) {
+    } else if (broken && !awaits_turn()) {
       int code = 0;
       socklen_t size = sizeof code;
       ::getsockopt(link_.socket.get(), SOL_SOCKET, SO_ERROR, &code, &size);
@@ -1207,7 +1226,7 @@ void SessionState::on_ready(bool readable, bool writable, bool broken) {
 
 void SessionState::deliver(Session& session, const wire::Header& header, std::span<const std::byte> extension,
                            std::span<const std::byte> payload) {
-  shard_->counters().packets_in.add(1);
+  counters_->packets_in.add(1);
   if (intercept_in_) [[unlikely]]
     return deliver_intercepted(session, header, extension, payload);
   deliver_past(session, header, extension, payload);
@@ -1363,12 +1382,16 @@ void SessionState::settle() noexcept {
       }
       if (!write_waiting_ && !protocol_.outbound_empty() && !protocol_.ended()) continue;
       // It may hold what the socket does not show.
-      if (link_.connection && link_.connection->has_input() && protocol_.wants_read() && !protocol_.ended()) {
+      if (link_.connection && link_.connection->has_input() && wants_read() && !protocol_.ended()) {
         if (reads == most_probes) {
           shard_->touch_later(*this);
         } else if (++reads; read_once()) {
           continue;
         }
+      }
+      if (awaits_turn()) {
+        shard_->touch_next_turn(*this);
+        break;
       }
       if (protocol_.resumable()) {
         Session session(keep);
@@ -1376,6 +1399,7 @@ void SessionState::settle() noexcept {
             shard_->now(),
             [this, &session](const wire::Header& header, std::span<const std::byte> extension,
                              std::span<const std::byte> payload) { deliver(session, header, extension, payload); });
+        turn_over_ = protocol_.stopped_at_limit();
         continue;
       }
       awaits_quiet_ = false;
@@ -1443,7 +1467,7 @@ void SessionState::fail_requests() noexcept {
 }
 
 void SessionState::arm() {
-  const bool read = protocol_.wants_read();
+  const bool read = wants_read();
   const bool lingers = protocol_.phase() == protocol::SessionProtocol::Phase::lingering;
   const bool write = write_waiting_ || (lingers && link_.ready);  // which tells when all has arrived
   if (read != watching_read_ || write != watching_write_) {

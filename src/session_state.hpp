@@ -75,6 +75,7 @@ class OutgoingCommand final : public Command {
   std::shared_ptr<Shard> home;  // ... on this shard
   Kind kind;
   bool reserved = false;       // has room in the budget already
+  bool in_line = false;        // counted among those of the normal lane that wait for room
   bool tells_timeout = false;  // its extension header begins with one
   bool counted = false;        // among the answers that are under way
   wire::Header header;
@@ -201,6 +202,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   SendResult reserve(std::size_t size, bool high_priority) noexcept;
   /// Posts an answer. On the session's shard it counts at once, lest a handler be handed more than its answers may be.
   SendResult post_answer(OutgoingCommandPtr command) noexcept;
+  /// Room for one that may wait, or a place in the line: at once, so that what is sent after it stays behind it.
+  void claim(OutgoingCommand& command) noexcept;
+  void leave_line(OutgoingCommand& command) noexcept;
   /// Gives back what `reserve` took.
   void unreserve(std::size_t size, bool high_priority) noexcept;
   [[nodiscard]] const Interceptors* outbound_interceptors() const noexcept { return intercept_out_.get(); }
@@ -252,7 +256,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
     return OwnedMessage(header, extension, payload);
   }
 
-  bool touched = false;  // in the shard's list of sessions to settle
+  bool touched = false;    // in the shard's list of sessions to settle
+  bool next_turn = false;  // in that of those to settle when others had their turn
+  void begin_turn() noexcept { turn_over_ = false; }
 
  private:
   friend void intrusive_ptr_add_ref(const SessionState* state) noexcept;
@@ -304,6 +310,9 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void refuse_waiting() noexcept;
 
   void expired();
+  /// More is there for it, but others have their turn before.
+  [[nodiscard]] bool awaits_turn() noexcept { return turn_over_ && protocol_.resumable(); }
+  [[nodiscard]] bool wants_read() noexcept { return protocol_.wants_read() && !awaits_turn(); }
   void keep_alive() noexcept;
   /// \returns false if there was nothing to read.
   bool read_once();
@@ -363,7 +372,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   void handler_failed(const std::exception_ptr& exception) noexcept;
 
   mutable std::atomic<std::uint32_t> references_{0};
-  std::atomic<std::uint32_t> normal_waiting_{0};  // of waiting_, for send(): those who wait go first
+  std::atomic<std::uint32_t> normal_waiting_{0};  // in line, for send(): those who wait go first
   std::atomic<std::uint32_t> answers_owed_{0};    // requests retained, and neither answered nor given up
   std::atomic<bool> open_{true};
   std::atomic<bool> slow_{false};               // its queue was found full, and has not been below its low mark since
@@ -383,6 +392,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
   bool admitted_ = true;
   bool flush_asked_ = false;  // since nothing is owed
   bool flushed_ = false;
+  bool turn_over_ = false;        // it was handed as many packets as others should wait for
   bool writable_due_ = false;     // on_writable is to be called
   bool awaits_quiet_ = false;     // drained, and nothing is owed
   std::uint32_t flush_turn_ = 0;  // of what was asked; an earlier turn's answer is void

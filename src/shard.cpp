@@ -167,6 +167,7 @@ void Shard::finish(std::function<void()> done) {
 }
 
 void Shard::release_context() noexcept {
+  next_turn_.clear();  // sessions hold the shard
   timer_.reset();
   alarm_.reset();
   poller_->stop();
@@ -216,6 +217,29 @@ void Shard::touch_later(SessionState& session) noexcept {
   if (session.touched || session.finished()) return;
   insist([&] { touched_later_.emplace_back(&session); });
   session.touched = true;
+}
+
+void Shard::touch_next_turn(SessionState& session) noexcept {
+  if (session.next_turn || session.finished() || abandoned_) return;
+  insist([&] { next_turn_.emplace_back(&session); });
+  session.next_turn = true;
+  if (next_turn_posted_) return;
+  try {
+    insist([this] { asio::post(executor_, [self = shared_from_this()] { self->begin_next_turn(); }); });
+    next_turn_posted_ = true;
+  } catch (const std::exception&) {
+    // An executor that takes nothing any more.
+  }
+}
+
+void Shard::begin_next_turn() noexcept {
+  Scope scope(*this);
+  next_turn_posted_ = false;
+  for (const auto& session : std::exchange(next_turn_, {})) {
+    session->next_turn = false;
+    session->begin_turn();
+    touch(*session);
+  }
 }
 
 void Shard::run_at(TimePoint when, std::function<void()> f) {

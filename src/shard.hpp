@@ -282,6 +282,10 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// The same when the others that were touched, and the commands that were sent, have had their turn. From `settle`.
   void touch_later(SessionState& session) noexcept;
 
+  /// The same when Asio's other handlers, and with them the other sessions that have something to read, have had
+  /// theirs.
+  void touch_next_turn(SessionState& session) noexcept;
+
   /// Calls `f` at that time, once, unless the shard ends before.
   void run_at(TimePoint when, std::function<void()> f);
 
@@ -348,6 +352,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// Nobody needs the poller or timers.
   [[nodiscard]] bool is_idle() const noexcept { return sessions_.empty() && handshakes_.empty(); }
   void settle_all() noexcept;
+  void begin_next_turn() noexcept;
   void collect() noexcept;
   void run_completions() noexcept;
   [[nodiscard]] bool has_work() const noexcept {
@@ -413,6 +418,8 @@ class Shard : public std::enable_shared_from_this<Shard> {
   bool has_ended_some_ = false;
   std::vector<SessionPtr> touched_;
   std::vector<SessionPtr> touched_later_;
+  std::vector<SessionPtr> next_turn_;
+  bool next_turn_posted_ = false;
   std::vector<std::unique_ptr<Completion>> completions_;  // of this turn
   std::function<void(std::exception_ptr)> on_exception_;
   std::function<void()> on_abandoned_;

@@ -147,6 +147,11 @@ struct ServerStats {
   std::uint64_t compressed_bytes_before = 0;  ///< ... from this many bytes ...
   std::uint64_t compressed_bytes_after = 0;   ///< ... to these
   std::uint64_t incompressible_packets = 0;   ///< sent as they are, because compressing made them no smaller
+  RefusalCounts refusals = {};                ///< `sessions_refused` by reason
+  std::size_t awaiting_admission = 0;         ///< connections now that `on_connect` has not decided on
+  std::uint64_t rejected_inbound = 0;         ///< messages that an interceptor rejected, or answered
+  std::uint64_t rejected_outbound = 0;        ///< the same of those that were to be sent; a broadcast counts once
+  std::uint64_t interceptor_failures = 0;     ///< of those, because an interceptor threw
   /// Sessions that have ended, by the reason that `on_disconnect` gets. In all `sessions_total` less those open.
   ErrorCounts ends = {};
   /// `handshake_failures` by their errors.
@@ -162,21 +167,16 @@ struct ServerStats {
 
 /// Of one listener; the same counters of `ServerStats` are sums of these.
 struct ListenerStats {
-  Endpoint endpoint;                       ///< as `listen` returned it
-  std::size_t sessions = 0;                ///< open now
-  std::uint64_t sessions_total = 0;        ///< accepted ever
-  std::uint64_t sessions_refused = 0;      ///< by a limit or by `on_connect`
-  std::uint64_t accept_failures = 0;       ///< the system could not give a connection
-  std::uint64_t handshake_failures = 0;    ///< connections that ended, or were late, before they were a session
-  std::uint64_t packets_in = 0;            ///< whole packets received
-  std::uint64_t packets_out = 0;           ///< packets written whole
-  std::uint64_t bytes_in = 0;              ///< bytes received
-  std::uint64_t bytes_out = 0;             ///< bytes written
-  RefusalCounts refusals = {};             ///< `sessions_refused` by reason
-  std::size_t awaiting_admission = 0;      ///< connections now that `on_connect` has not decided on
-  std::uint64_t rejected_inbound = 0;      ///< messages that an interceptor rejected, or answered
-  std::uint64_t rejected_outbound = 0;     ///< the same of those that were to be sent; a broadcast counts once
-  std::uint64_t interceptor_failures = 0;  ///< of those, because an interceptor threw
+  Endpoint endpoint;                     ///< as `listen` returned it
+  std::size_t sessions = 0;              ///< open now
+  std::uint64_t sessions_total = 0;      ///< accepted ever
+  std::uint64_t sessions_refused = 0;    ///< by a limit or by `on_connect`
+  std::uint64_t accept_failures = 0;     ///< the system could not give a connection
+  std::uint64_t handshake_failures = 0;  ///< connections that ended, or were late, before they were a session
+  std::uint64_t packets_in = 0;          ///< whole packets received
+  std::uint64_t packets_out = 0;         ///< packets written whole
+  std::uint64_t bytes_in = 0;            ///< bytes received
+  std::uint64_t bytes_out = 0;           ///< bytes written
 };
 
 /// What `stop` had to cut at the end of the drain time; all zero if everything finished.

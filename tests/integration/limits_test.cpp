@@ -287,6 +287,30 @@ TEST(AsyncSend, ThatFindsNoRoomInTimeIsNotTaken) {
   EXPECT_EQ(negative, Errc::invalid_option);
 }
 
+TEST(AsyncSend, ThatFindsNoRoomIsNotOvertakenByWhatIsSentAfterIt) {
+  World world({.session = patient({.outbound_bytes = 10'000})});
+  world.start();
+  world.connect();
+  Session session = world.sessions.front();
+  world.block();
+  for (int i = 0; i < 9; ++i) ASSERT_EQ(session.send(pattern(984)), SendResult::queued);
+  bool sent = false;
+  session.async_send("first" + pattern(2000), [&](error_code code) { sent = !code; });
+  EXPECT_EQ(session.send("second"), SendResult::would_block) << "it would have had room";
+  asio::cancellation_signal cancel;
+  error_code cancelled;
+  session.async_send("never", asio::bind_cancellation_slot(cancel.slot(), [&](error_code code) { cancelled = code; }));
+  cancel.emit(asio::cancellation_type::all);
+  world.unblock();
+  EXPECT_TRUE(sent);
+  EXPECT_EQ(cancelled, asio::error::operation_aborted);
+  EXPECT_EQ(session.send("second"), SendResult::queued) << "nobody is in line any more";
+  world.simulation.advance(1s);
+  ASSERT_EQ(world.got.size(), 11U);
+  EXPECT_EQ(world.got[9].substr(0, 5), "first");
+  EXPECT_EQ(world.got[10], "second");
+}
+
 // --- the server's total
 
 TEST(TotalBudget, HoldsForAllSessionsTogetherWhateverTheirPolicy) {

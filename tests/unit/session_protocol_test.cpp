@@ -774,6 +774,29 @@ TEST(SessionProtocolRate, WhileItWaitsThePeerIsNeitherIdleNorSilentNorStalled) {
   EXPECT_EQ(owner.session.phase(), Phase::open) << owner.session.reason().message();
 }
 
+TEST(SessionProtocol, OneCallDeliversSoManyPacketsAtMostAndResumeTheRest) {
+  Owner owner(without_deadlines());
+  owner.session.set_packets_a_call(3);
+  owner.receive(requests(1, 7) + Bytes(4));
+  EXPECT_EQ(owner.ids(), counted(1, 3));
+  EXPECT_TRUE(owner.session.stopped_at_limit());
+  for (const std::uint32_t last : {6U, 7U}) {
+    ASSERT_TRUE(owner.session.resumable());
+    owner.resume();
+    EXPECT_EQ(owner.ids(), counted(1, last));
+  }
+  EXPECT_FALSE(owner.session.stopped_at_limit());
+  EXPECT_FALSE(owner.session.resumable());
+}
+
+TEST(SessionProtocol, WhoseLastPacketIsTheLimitsHasNothingLeft) {
+  Owner owner(without_deadlines());
+  owner.session.set_packets_a_call(3);
+  owner.receive(requests(1, 3));
+  EXPECT_FALSE(owner.session.stopped_at_limit()) << "nothing would come back for it";
+  EXPECT_TRUE(owner.session.wants_read());
+}
+
 TEST(SessionProtocol, HeldForAnswersItHandsOutNothing) {
   Owner owner(without_deadlines());
   owner.during = [&] { owner.session.hold_for_answers(true); };

@@ -42,7 +42,6 @@ class ErrorCategory final : public boost::system::error_category {
       case Errc::truncated: return "closed by peer inside a packet";
       case Errc::closed_by_user: return "closed by this end";
       case Errc::refused: return "refused";
-      case Errc::admission_timeout: return "admission_timeout";
       case Errc::first_packet_timeout: return "no first packet in time";
       case Errc::handshake_timeout: return "no handshake in time";
       case Errc::handshake_failed: return "handshake failed";
@@ -102,6 +101,7 @@ constexpr const char* to_string(Errc e) noexcept {
     case Errc::truncated: return "truncated";
     case Errc::closed_by_user: return "closed_by_user";
     case Errc::refused: return "refused";
+    case Errc::admission_timeout: return "admission_timeout";
     case Errc::first_packet_timeout: return "first_packet_timeout";
     case Errc::handshake_timeout: return "handshake_timeout";
     case Errc::handshake_failed: return "handshake_failed";

@@ -120,6 +120,11 @@ class SessionProtocol {
 
   /// True if packets wait that `resume` would deliver now.
   [[nodiscard]] bool resumable() noexcept { return parked_ && deliverable(); }
+  /// From now on one call of `receive` or `resume` delivers so many packets at most, and leaves the rest to `resume`.
+  /// 0: no limit.
+  void set_packets_a_call(std::uint32_t most) noexcept { packets_a_call_ = most; }
+  /// True if the latest such call stopped for that.
+  [[nodiscard]] bool stopped_at_limit() const noexcept { return stopped_at_limit_ && parked_; }
 
   template <class Deliver>
   void resume(TimePoint now, Deliver&& deliver) {
@@ -294,206 +299,203 @@ class SessionProtocol {
     };
     if (blocked_) at(blocked_since_, options_->write_stall_timeout);
     if (throttled_) earliest = std::min(earliest, rates_->ready);
-    if (accepts() && !peer_ended_) {
-      if (accepts() && !peer_ended_ && !awaits_admission_) {
-        if (packets_in_.value() == 0) at(began_, options_->first_packet_timeout);
-        if (options_->idle_timeout.count() != 0) at(last_packet_, options_->idle_timeout);
-        if (decoder_.has_partial() && !parked_) at(last_read_, options_->read_stall_timeout);
-        if (options_->heartbeat_interval.count() != 0) at(last_heard_, longest_silence());
-      }
-      // What is queued says that we are there as well, as soon as it can.
-      if (accepts() && outbound_empty()) at(last_write_, options_->heartbeat_interval);
-      return earliest;
+    if (accepts() && !peer_ended_ && !awaits_admission_) {
+      if (packets_in_.value() == 0) at(began_, options_->first_packet_timeout);
+      if (options_->idle_timeout.count() != 0) at(last_packet_, options_->idle_timeout);
+      if (decoder_.has_partial() && !parked_) at(last_read_, options_->read_stall_timeout);
+      if (options_->heartbeat_interval.count() != 0) at(last_heard_, longest_silence());
     }
+    // What is queued says that we are there as well, as soon as it can.
+    if (accepts() && outbound_empty()) at(last_write_, options_->heartbeat_interval);
+    return earliest;
+  }
 
-    /// Ends the session if a deadline has passed, with the reason.
-    void expire(TimePoint now) {
-      const auto passed = [now](TimePoint from, std::chrono::milliseconds after) {
-        return after.count() != 0 && now >= from + after;
-      };
-      if (ended()) return;
-      if (throttled_) {
-        last_packet_ = now;  // more is there, and waits for us
-        throttled_ = now < rates_->ready;
-      }
-      if (blocked_ && passed(blocked_since_, options_->write_stall_timeout)) return abort(Errc::write_stalled);
-      if (now >= end_by_) return abort(Errc::drain_expired);
-      if (!accepts() || peer_ended_ || awaits_admission_) return;
-      if (packets_in_.value() == 0 && passed(began_, options_->first_packet_timeout)) {
-        close(Errc::first_packet_timeout, now);
-      } else if (decoder_.has_partial() && !parked_ && passed(last_read_, options_->read_stall_timeout)) {
-        close(Errc::read_stalled, now);
-      } else if (options_->heartbeat_interval.count() != 0 && now >= last_heard_ + longest_silence()) {
-        if (deliverable()) {
-          close(Error(Errc::peer_silent, "nothing came for " + std::to_string(longest_silence().count()) + " ms"), now);
-        } else {
-          last_heard_ = now;  // nobody listened
-        }
-      } else if (passed(last_packet_, options_->idle_timeout)) {
-        close(Errc::idle_timeout, now);
-      }
-    }
-
-    /// When the last packet came or went; the beginning, if none did.
-    [[nodiscard]] TimePoint idle_since() const noexcept {
-      return last_packet_;
-    }
-
-    /// Any thread may read these.
-    [[nodiscard]] std::uint64_t packets_in() const noexcept {
-      return packets_in_.value();
-    }
-    [[nodiscard]] std::uint64_t packets_out() const noexcept {
-      return packets_out_.value();
-    }
-    [[nodiscard]] std::uint64_t bytes_in() const noexcept {
-      return bytes_in_.value();
-    }
-    [[nodiscard]] std::uint64_t bytes_out() const noexcept {
-      return bytes_out_.value();
-    }
-
-   private:
-    /// Whether the next packet may be handed out: between the marks it stays as it was.
-    [[nodiscard]] bool deliverable() noexcept {
-      if (throttled_) earliest = std::min(earliest, rates_->ready);
-      if (accepts() && !peer_ended_ && !awaits_admission_) {
-        OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
-        answers.bytes += answers_under_way_.bytes;
-        answers.packets += answers_under_way_.packets;
-        // With the server's total used up each session may still have one answer on its way, or nothing would move.
-        const bool over_total = answers.packets != 0 && shared_->total != nullptr && shared_->total->exhausted();
-        if (answers.bytes >= limit_.bytes || answers.packets >= limit_.packets || over_total) {
-          paused_ = true;
-        } else if (paused_) {
-          const OutboundDepth low = part_of(limit_, options_->low_mark_percent);
-          paused_ = answers.bytes > low.bytes || answers.packets > low.packets;
-        }
-        return !paused_;
-      }
-
-      struct Rates {
-        Rates(const SessionOptions& options, TimePoint now) noexcept
-            : packets(options.packets_per_second, burst(options.packet_burst, options.packets_per_second), now),
-              bytes(options.bytes_per_second, burst(options.byte_burst, options.bytes_per_second), now) {}
-        static std::uint64_t burst(std::uint64_t given, std::uint64_t rate) noexcept {
-          return given != 0 ? given : rate;
-        }
-
-        TokenBucket packets;
-        TokenBucket bytes;
-        TimePoint ready{};  // while throttled
-      };
-
-      /// A packet counts whole when it is handed out, so the next is what waits.
-      void charge(std::size_t size, TimePoint now) noexcept {
-        rates_->packets.take(1, now);
-        rates_->bytes.take(size, now);
-        rates_->ready = std::max(rates_->packets.ready_at(now), rates_->bytes.ready_at(now));
-        throttled_ = rates_->ready > now;
-        if (throttled_) shared_->throttled.add(1);
-      }
-
-      [[nodiscard]] std::chrono::milliseconds longest_silence() const noexcept {
-        constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
-        return std::min(most, options_->heartbeat_interval * (options_->max_missed_heartbeats + 1));
-      }
-      [[nodiscard]] bool is_heartbeat(const wire::PacketView& packet) const noexcept {
-        return packet.header.type == wire::PacketType::one_way &&
-               packet.header.biz_type == options_->heartbeat_biz_type && packet.payload.empty() &&
-               packet.extension.empty();
-      }
-
-      template <class Deliver>
-      void pump(TimePoint now, Deliver & deliver) {
-        try {
-          deliver_all(now, deliver);
-        } catch (...) {
-          park();
-          throw;
-        }
-      }
-
-      template <class Deliver>
-      void deliver_all(TimePoint now, Deliver & deliver) {
-        wire::PacketView packet;
-        while (deliverable()) {
-          switch (decoder_.next(packet)) {
-            case wire::Decoder::Status::need_more: parked_ = false; return;
-            case wire::Decoder::Status::error: close(decoder_.error(), now); return park();
-            case wire::Decoder::Status::packet: break;
-          }
-          packets_in_.add(1);
-          if (rates_) charge(packet.header.packet_size(), now);
-          if (options_->heartbeat_interval.count() != 0 && is_heartbeat(packet)) continue;
-          last_packet_ = now;
-          if (packet.header.compression == wire::Compression::none) [[likely]] {
-            deliver(packet.header, packet.extension, packet.payload);
-          } else {
-            auto& out = shared_->decompressed;
-            if (auto error =
-                    wire::decompress(packet.header.compression, packet.payload, options_->max_decompressed, out)) {
-              close(std::move(*error), now);
-              break;
-            }
-            deliver(packet.header, packet.extension, std::span<const std::byte>(out));
-            if (out.capacity() > keep_decompressed) std::vector<std::byte>().swap(out);
-          }
-        }
-        park();
-      }
-
-      /// The lent bytes that are left are kept for `resume`.
-      void park() {
-        parked_ = false;
-        if (!accepts()) return decoder_.clear();
-        try {
-          decoder_.park();
-        } catch (...) {
-          // They are gone with the loan, and what came after them would be garbage.
-          decoder_.clear();
-          muted_ = true;
-          throw;
-        }
-        parked_ = decoder_.has_partial();
-      }
-
-      void set_reason(Error reason) {
-        if (!reason_) reason_ = std::make_unique<Error>(std::move(reason));
-      }
-
-      static constexpr Duration longest_linger = std::chrono::seconds(1);
-      static constexpr std::size_t keep_decompressed = 1024 * 1024;
-      static constexpr std::size_t most_read_ahead = 64 * 1024;
-
-      const SessionOptions* options_;
-      SharedResources* shared_;
-      wire::Decoder decoder_;
-      std::unique_ptr<OutboundQueue> queue_;  // only while there is something to write
-      std::unique_ptr<Error> reason_;
-      std::unique_ptr<Rates> rates_;  // null: no limit
-      OutboundDepth limit_;
-      OutboundDepth answers_under_way_;
-      wire::MessageIdCounter ids_;
-      Phase phase_ = Phase::open;
-      bool paused_ = false;  // the answers have been over their budget and not yet under half of it
-      bool muted_ = false;
-      bool held_ = false;
-      if (!accepts() || muted_ || held_ || held_for_answers_ || throttled_ || awaits_admission_) return false;
-      bool peer_ended_ = false;
-      bool heartbeat_queued_ = false;
-      bool blocked_ = false;  // the transport took no byte since blocked_since_
-      TimePoint began_;
-      TimePoint last_read_;
-      TimePoint last_packet_;
-      TimePoint last_heard_;  // while somebody listened
-      TimePoint last_write_;
-      TimePoint blocked_since_{};
-      TimePoint end_by_ = TimePoint::max();
-      Counter packets_in_;
-      Counter packets_out_;
-      Counter bytes_in_;
-      Counter bytes_out_;
+  /// Ends the session if a deadline has passed, with the reason.
+  void expire(TimePoint now) {
+    const auto passed = [now](TimePoint from, std::chrono::milliseconds after) {
+      return after.count() != 0 && now >= from + after;
     };
+    if (ended()) return;
+    if (throttled_) {
+      last_packet_ = now;  // more is there, and waits for us
+      throttled_ = now < rates_->ready;
+    }
+    if (blocked_ && passed(blocked_since_, options_->write_stall_timeout)) return abort(Errc::write_stalled);
+    if (now >= end_by_) return abort(Errc::drain_expired);
+    if (!accepts() || peer_ended_ || awaits_admission_) return;
+    if (packets_in_.value() == 0 && passed(began_, options_->first_packet_timeout)) {
+      close(Errc::first_packet_timeout, now);
+    } else if (decoder_.has_partial() && !parked_ && passed(last_read_, options_->read_stall_timeout)) {
+      close(Errc::read_stalled, now);
+    } else if (options_->heartbeat_interval.count() != 0 && now >= last_heard_ + longest_silence()) {
+      if (deliverable()) {
+        close(Error(Errc::peer_silent, "nothing came for " + std::to_string(longest_silence().count()) + " ms"), now);
+      } else {
+        last_heard_ = now;  // nobody listened
+      }
+    } else if (passed(last_packet_, options_->idle_timeout)) {
+      close(Errc::idle_timeout, now);
+    }
+  }
 
-  }  // namespace msgtrans::protocol
+  /// When the last packet came or went; the beginning, if none did.
+  [[nodiscard]] TimePoint idle_since() const noexcept { return last_packet_; }
+
+  /// Any thread may read these.
+  [[nodiscard]] std::uint64_t packets_in() const noexcept { return packets_in_.value(); }
+  [[nodiscard]] std::uint64_t packets_out() const noexcept { return packets_out_.value(); }
+  [[nodiscard]] std::uint64_t bytes_in() const noexcept { return bytes_in_.value(); }
+  [[nodiscard]] std::uint64_t bytes_out() const noexcept { return bytes_out_.value(); }
+
+ private:
+  /// Whether the next packet may be handed out: between the marks it stays as it was.
+  [[nodiscard]] bool deliverable() noexcept {
+    if (!accepts() || muted_ || held_ || held_for_answers_ || throttled_ || awaits_admission_) return false;
+    OutboundDepth answers = queue_ ? queue_->answers() : OutboundDepth{};
+    answers.bytes += answers_under_way_.bytes;
+    answers.packets += answers_under_way_.packets;
+    // With the server's total used up each session may still have one answer on its way, or nothing would move.
+    const bool over_total = answers.packets != 0 && shared_->total != nullptr && shared_->total->exhausted();
+    if (answers.bytes >= limit_.bytes || answers.packets >= limit_.packets || over_total) {
+      paused_ = true;
+    } else if (paused_) {
+      const OutboundDepth low = part_of(limit_, options_->low_mark_percent);
+      paused_ = answers.bytes > low.bytes || answers.packets > low.packets;
+    }
+    return !paused_;
+  }
+
+  struct Rates {
+    Rates(const SessionOptions& options, TimePoint now) noexcept
+        : packets(options.packets_per_second, burst(options.packet_burst, options.packets_per_second), now),
+          bytes(options.bytes_per_second, burst(options.byte_burst, options.bytes_per_second), now) {}
+    static std::uint64_t burst(std::uint64_t given, std::uint64_t rate) noexcept { return given != 0 ? given : rate; }
+
+    TokenBucket packets;
+    TokenBucket bytes;
+    TimePoint ready{};  // while throttled
+  };
+
+  /// A packet counts whole when it is handed out, so the next is what waits.
+  void charge(std::size_t size, TimePoint now) noexcept {
+    rates_->packets.take(1, now);
+    rates_->bytes.take(size, now);
+    rates_->ready = std::max(rates_->packets.ready_at(now), rates_->bytes.ready_at(now));
+    throttled_ = rates_->ready > now;
+    if (throttled_) shared_->throttled.add(1);
+  }
+
+  [[nodiscard]] std::chrono::milliseconds longest_silence() const noexcept {
+    constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
+    return std::min(most, options_->heartbeat_interval * (options_->max_missed_heartbeats + 1));
+  }
+  [[nodiscard]] bool is_heartbeat(const wire::PacketView& packet) const noexcept {
+    return packet.header.type == wire::PacketType::one_way && packet.header.biz_type == options_->heartbeat_biz_type &&
+           packet.payload.empty() && packet.extension.empty();
+  }
+
+  template <class Deliver>
+  void pump(TimePoint now, Deliver& deliver) {
+    try {
+      deliver_all(now, deliver);
+    } catch (...) {
+      park();
+      throw;
+    }
+  }
+
+  template <class Deliver>
+  void deliver_all(TimePoint now, Deliver& deliver) {
+    wire::PacketView packet;
+    std::uint32_t left = packets_a_call_ != 0 ? packets_a_call_ : ~std::uint32_t{0};
+    stopped_at_limit_ = false;
+    while (deliverable()) {
+      if (left == 0) {
+        stopped_at_limit_ = true;
+        break;
+      }
+      if (packets_a_call_ != 0) --left;
+      switch (decoder_.next(packet)) {
+        case wire::Decoder::Status::need_more: parked_ = false; return;
+        case wire::Decoder::Status::error: close(decoder_.error(), now); return park();
+        case wire::Decoder::Status::packet: break;
+      }
+      packets_in_.add(1);
+      if (rates_) charge(packet.header.packet_size(), now);
+      if (options_->heartbeat_interval.count() != 0 && is_heartbeat(packet)) continue;
+      last_packet_ = now;
+      if (packet.header.compression == wire::Compression::none) [[likely]] {
+        deliver(packet.header, packet.extension, packet.payload);
+      } else {
+        auto& out = shared_->decompressed;
+        if (auto error = wire::decompress(packet.header.compression, packet.payload, options_->max_decompressed, out)) {
+          close(std::move(*error), now);
+          break;
+        }
+        deliver(packet.header, packet.extension, std::span<const std::byte>(out));
+        if (out.capacity() > keep_decompressed) std::vector<std::byte>().swap(out);
+      }
+    }
+    park();
+  }
+
+  /// The lent bytes that are left are kept for `resume`.
+  void park() {
+    parked_ = false;
+    if (!accepts()) return decoder_.clear();
+    try {
+      decoder_.park();
+    } catch (...) {
+      // They are gone with the loan, and what came after them would be garbage.
+      decoder_.clear();
+      muted_ = true;
+      throw;
+    }
+    parked_ = decoder_.has_partial();
+  }
+
+  void set_reason(Error reason) {
+    if (!reason_) reason_ = std::make_unique<Error>(std::move(reason));
+  }
+
+  static constexpr Duration longest_linger = std::chrono::seconds(1);
+  static constexpr std::size_t keep_decompressed = 1024 * 1024;
+  static constexpr std::size_t most_read_ahead = 64 * 1024;
+
+  const SessionOptions* options_;
+  SharedResources* shared_;
+  wire::Decoder decoder_;
+  std::unique_ptr<OutboundQueue> queue_;  // only while there is something to write
+  std::unique_ptr<Error> reason_;
+  std::unique_ptr<Rates> rates_;  // null: no limit
+  OutboundDepth limit_;
+  OutboundDepth answers_under_way_;
+  std::size_t read_ahead_ = 0;  // since it awaits its admission
+  wire::MessageIdCounter ids_;
+  Phase phase_ = Phase::open;
+  bool paused_ = false;  // the answers have been over their budget and not yet under half of it
+  bool muted_ = false;
+  bool held_ = false;
+  bool held_for_answers_ = false;
+  bool throttled_ = false;
+  bool awaits_admission_ = false;
+  bool parked_ = false;  // whole packets may wait undecoded
+  bool stopped_at_limit_ = false;
+  std::uint32_t packets_a_call_ = 0;
+  bool peer_ended_ = false;
+  bool heartbeat_queued_ = false;
+  bool blocked_ = false;  // the transport took no byte since blocked_since_
+  TimePoint began_;
+  TimePoint last_read_;
+  TimePoint last_packet_;
+  TimePoint last_heard_;  // while somebody listened
+  TimePoint last_write_;
+  TimePoint blocked_since_{};
+  TimePoint end_by_ = TimePoint::max();
+  Counter packets_in_;
+  Counter packets_out_;
+  Counter bytes_in_;
+  Counter bytes_out_;
+};
+
+}  // namespace msgtrans::protocol
