@@ -85,7 +85,7 @@ ClientStats Client::client_stats() const {
   stats.bytes_out = counters.connections.bytes_out.value();
   stats.dropped_at_close = counters.dropped_at_close.value();
   stats.dropped_oldest = counters.dropped_oldest.value();
-  stats.requests = counters.requests.made.value();
+  stats.requests = counters.requests.sent.value();
   stats.requests_timed_out = counters.requests.timed_out.value();
   stats.unmatched_responses = counters.unmatched_responses.value();
   stats.handler_failures = counters.handler_failures.value();

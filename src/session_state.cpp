@@ -727,8 +727,9 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
   }
   if (command->waits()) {
     // Not the turn's beginning: no request may time out early.
-    if (command->kind == OutgoingCommand::Kind::request) command->started = Clock::now();
-    if (command->timeout.count() != 0) command->deadline = command->started + command->timeout;
+    const bool timed = command->timeout.count() != 0;
+    if (timed || command->kind == OutgoingCommand::Kind::request) command->started = Clock::now();
+    if (timed) command->deadline = command->started + command->timeout;
     const std::size_t lane = high_priority(command->header) ? 1 : 0;
     const bool first = !waiting_ || waiting_->lanes[lane].empty();
     if (!command->reserved && (!first || !reserve_waited(*command))) {
@@ -766,6 +767,7 @@ void SessionState::start(OutgoingCommandPtr command) noexcept {
       shard_->later(std::move(pending.work), std::move(pending.handler), make_error_code(Errc::would_block), Reply{});
       return;
     }
+    count_request(&RequestCounters::sent);
     command->header.message_id = id;
     if (command->tells_timeout) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(command->deadline - Clock::now());

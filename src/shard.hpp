@@ -80,11 +80,12 @@ using OperationPtr = std::shared_ptr<Operation>;
 
 /// As `RequestCounts`. These counters are all written by a shard, and read by anybody.
 struct RequestCounters {
-  protocol::Counter made, answered, timed_out, cancelled, connection_lost, refused;
+  protocol::Counter made, sent, answered, timed_out, cancelled, connection_lost, refused;
 
   [[nodiscard]] RequestCounts value() const noexcept {
     // In this order: what has an outcome had been made before.
     RequestCounts counts{.made = 0,
+                         .sent = sent.value(),
                          .answered = answered.value(),
                          .timed_out = timed_out.value(),
                          .cancelled = cancelled.value(),

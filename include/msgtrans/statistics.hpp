@@ -59,6 +59,7 @@ class ErrorCounts {
 /// `made == answered + timed_out + cancelled + connection_lost + refused + pending`.
 struct RequestCounts {
   std::uint64_t made = 0;
+  std::uint64_t sent = 0;  ///< of them, so far: accepted for sending
   std::uint64_t answered = 0;
   std::uint64_t timed_out = 0;        ///< `request_timeout`, whether they had been sent or waited for room
   std::uint64_t cancelled = 0;        ///< `operation_aborted`
@@ -68,6 +69,7 @@ struct RequestCounts {
 
   RequestCounts& operator+=(const RequestCounts& other) noexcept {
     made += other.made;
+    sent += other.sent;
     answered += other.answered;
     timed_out += other.timed_out;
     cancelled += other.cancelled;

@@ -24,8 +24,13 @@ Json to_json(const ErrorCounts& counts) {
 }
 
 Json to_json(const RequestCounts& counts) {
-  return {{"made", counts.made},           {"answered", counts.answered}, {"timed_out", counts.timed_out},
-          {"cancelled", counts.cancelled}, {"refused", counts.refused},   {"connection_lost", counts.connection_lost},
+  return {{"made", counts.made},
+          {"sent", counts.sent},
+          {"answered", counts.answered},
+          {"timed_out", counts.timed_out},
+          {"cancelled", counts.cancelled},
+          {"refused", counts.refused},
+          {"connection_lost", counts.connection_lost},
           {"pending", counts.pending}};
 }
 

@@ -870,7 +870,7 @@ class Run {
     check(stats.protocol_errors == 0, "protocol errors");
     check(stats.handshake_failures == 0 && stats.accept_failures == 0, "failures to accept");
     const auto accounted = stats.packets_out + stats.dropped_oldest + stats.dropped_at_close;
-    const auto taken = server_took_ + stats.requests;
+    const auto taken = server_took_ + stats.requests_by_outcome.sent;
     note("account", taken, accounted);
     if (heartbeats_) {
       check(accounted >= taken, taken, " packets were taken, and ", accounted, " written or counted as dropped");

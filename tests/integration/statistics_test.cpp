@@ -237,9 +237,9 @@ TEST(RequestStatistics, AClientCountsThoseOfAllItsConnections) {
   world.simulation.run();
   world.ask(client, "silence");
   world.simulation.run();
-  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 6, .answered = 5, .pending = 1}));
+  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 6, .sent = 6, .answered = 5, .pending = 1}));
   world.cut();
-  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 6, .answered = 5, .connection_lost = 1}));
+  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 6, .sent = 6, .answered = 5, .connection_lost = 1}));
   const auto nobody = world.ask(client, "hello");
   world.simulation.run();
   EXPECT_EQ(*nobody, Errc::closed);
@@ -247,9 +247,9 @@ TEST(RequestStatistics, AClientCountsThoseOfAllItsConnections) {
   world.simulation.set_faults({.least_delay = 3ms, .most_delay = 3ms});
   world.ask(client, "hello");
   world.simulation.advance(1s);
-  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 1, .answered = 1})) << "of the latest";
+  EXPECT_EQ(client.stats().requests, (RequestCounts{.made = 1, .sent = 1, .answered = 1})) << "of the latest";
   const auto stats = client.request_stats();
-  EXPECT_EQ(stats.counts, (RequestCounts{.made = 8, .answered = 6, .connection_lost = 1, .refused = 1}));
+  EXPECT_EQ(stats.counts, (RequestCounts{.made = 8, .sent = 7, .answered = 6, .connection_lost = 1, .refused = 1}));
   EXPECT_EQ(stats.latency.count(), 6U);
   EXPECT_EQ(stats.latency.min(), 0ns) << "no time passed";
   EXPECT_GE(stats.latency.max(), 6ms);
@@ -277,7 +277,7 @@ TEST(RequestStatistics, LateAnswersAreUnmatched) {
   world.ask(world.came.front(), "hello", {.timeout = 15ms});
   world.simulation.advance(1s);
   EXPECT_EQ(world.stats().unmatched_responses, 1U);
-  EXPECT_EQ(world.stats().requests_by_outcome, (RequestCounts{.made = 1, .timed_out = 1}));
+  EXPECT_EQ(world.stats().requests_by_outcome, (RequestCounts{.made = 1, .sent = 1, .timed_out = 1}));
   EXPECT_EQ(world.stats().request_latency.count(), 0U);
 }
 

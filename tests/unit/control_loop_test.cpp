@@ -2,6 +2,7 @@
 // The loop behind the control path, on sessions that have no socket.
 #include "control_loop.hpp"
 
+#include "support/no_host.hpp"
 #include "support/wait.hpp"
 
 #include <atomic>
@@ -22,8 +23,8 @@ using namespace std::chrono_literals;
 using test::patience;
 
 SessionPtr session_without_socket(const std::shared_ptr<Shard>& shard) {
-  return SessionPtr(
-      new SessionState(next_session_id(), shard, nullptr, std::make_shared<const SessionOptions>(), Link(), Peer()));
+  return SessionPtr(new SessionState(next_session_id(), shard, std::make_shared<test::NoHost>(),
+                                     std::make_shared<const SessionOptions>(), Link(), Peer()));
 }
 
 ControlCommand news(const SessionPtr& session, std::uint32_t sequence, std::string text) {

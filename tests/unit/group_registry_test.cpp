@@ -3,6 +3,7 @@
 
 #include "broadcast.hpp"
 #include "session_registry.hpp"
+#include "support/no_host.hpp"
 #include "support/wait.hpp"
 #include "unit/allocation_failure.hpp"
 
@@ -29,15 +30,6 @@ using detail::SessionPtr;
 using detail::SessionRegistry;
 using detail::SessionState;
 using detail::Shard;
-
-class NoHost final : public detail::SessionHost {
- public:
-  void message(Session&, const Message&) override {}
-  [[nodiscard]] bool handles_messages() const noexcept override { return false; }
-  void writable(Session&) override {}
-  void ended(SessionState&, const Error&) noexcept override {}
-  void failed(const ErrorEvent&) noexcept override {}
-};
 
 /// Without a connection, and never opened.
 class Sessions {

@@ -640,6 +640,17 @@ TEST(SessionProtocolHeartbeat, IsSentWhenNothingElseWasForAnInterval) {
   EXPECT_EQ(owner.session.deadline(), start + 29s);
 }
 
+TEST(SessionProtocolHeartbeat, IsNotSentToAPeerThatHasEnded) {
+  SessionOptions options = without_deadlines();
+  options.heartbeat_interval = 10s;
+  Owner owner(options);
+  owner.session.receive_end(owner.now, 1h);
+  EXPECT_EQ(owner.session.deadline(), owner.now + 1h);
+  owner.now += 20s;
+  owner.session.send_heartbeat(owner.now);
+  EXPECT_TRUE(owner.session.outbound_empty());
+}
+
 TEST(SessionProtocolHeartbeat, OfThePeerIsHandedToNobodyAndKeepsTheSession) {
   auto options = without_deadlines();
   options.heartbeat_interval = 10s;

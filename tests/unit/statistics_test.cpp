@@ -66,10 +66,10 @@ TEST(ErrorCounts, AddUp) {
 }
 
 TEST(RequestCounts, AddUp) {
-  const RequestCounts one{1, 2, 3, 4, 5, 6, 7};
-  RequestCounts sum{10, 20, 30, 40, 50, 60, 70};
+  const RequestCounts one{1, 2, 3, 4, 5, 6, 7, 8};
+  RequestCounts sum{10, 20, 30, 40, 50, 60, 70, 80};
   sum += one;
-  EXPECT_EQ(sum, (RequestCounts{11, 22, 33, 44, 55, 66, 77}));
+  EXPECT_EQ(sum, (RequestCounts{11, 22, 33, 44, 55, 66, 77, 88}));
 }
 
 TEST(EventLag, IsThatOfTheSubscriberFurthestBehind) {

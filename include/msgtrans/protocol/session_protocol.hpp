@@ -199,7 +199,8 @@ class SessionProtocol {
 
   /// Queues a heartbeat if it is time for one. \throws std::bad_alloc
   void send_heartbeat(TimePoint now) {
-    if (options_->heartbeat_interval.count() == 0 || !accepts() || !outbound_empty() ||
+    // Not to one that has ended: he may be gone, and his system's reset would take what is still being handed out.
+    if (options_->heartbeat_interval.count() == 0 || !accepts() || peer_ended_ || !outbound_empty() ||
         now < last_write_ + options_->heartbeat_interval) {
       return;
     }
@@ -306,7 +307,7 @@ class SessionProtocol {
       if (options_->heartbeat_interval.count() != 0) at(last_heard_, longest_silence());
     }
     // What is queued says that we are there as well, as soon as it can.
-    if (accepts() && outbound_empty()) at(last_write_, options_->heartbeat_interval);
+    if (accepts() && !peer_ended_ && outbound_empty()) at(last_write_, options_->heartbeat_interval);
     return earliest;
   }
 
