@@ -674,7 +674,7 @@ TEST(OnConnectWithTheFirstMessage, OfAPeerThatBreaksTheProtocolIsNotAsked) {
   RawPeer peer(server.endpoint);
   peer.send(std::string(64, 'x'));
   EXPECT_TRUE(peer.sees_end());
-  EXPECT_TRUE(wait_until([&] { return server.transport.stats().protocol_errors == 1; }));
+  EXPECT_TRUE(wait_until([&] { return server.transport.stats().handshake_failures_by.protocol_errors() == 1; }));
   EXPECT_TRUE(wait_until([&] { return server.transport.stats().awaiting_admission == 0; }));
   EXPECT_EQ(server.ends.size(), 0U);
 }

@@ -144,7 +144,8 @@ TEST_P(Policy, EverySessionThatComesGoesAndEveryAcceptedPacketIsAccountedFor) {
     EXPECT_EQ(came, ended);
     EXPECT_EQ(stats.sessions, 0U);
     EXPECT_EQ(stats.sessions_total, came.size());
-    EXPECT_EQ(accepted + stats.requests, stats.packets_out + stats.dropped_at_close + stats.dropped_oldest);
+    EXPECT_EQ(accepted + stats.requests_by_outcome.sent,
+              stats.packets_out + stats.dropped_at_close + stats.dropped_oldest);
     if (GetParam() != SlowConsumer::drop_oldest) {
       EXPECT_EQ(stats.dropped_oldest, 0U);
     }

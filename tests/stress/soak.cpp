@@ -432,7 +432,7 @@ std::size_t median(const std::vector<Sample>& samples, std::size_t from, std::si
 /// Counts what the server took, and says so if it is not what was written and dropped.
 void check_account(const char* name, const ServerTransport& server, const Account& account, const StopReport& report) {
   const auto stats = server.stats();
-  const auto took = account.took + stats.requests;
+  const auto took = account.took + stats.requests_by_outcome.sent;
   const auto accounted = stats.packets_out + stats.dropped_oldest + stats.dropped_at_close;
   std::printf(
       "  %s: %llu packets taken, %llu written, %llu + %llu dropped; %llu sessions, %llu refused, %llu failed "
