@@ -578,10 +578,10 @@ void launch(OutgoingCommandPtr command, const Handler& handler) {
 RequestExtension::RequestExtension(const RequestOptions& options, std::chrono::milliseconds timeout)
     : plain_(options.extension), tells_timeout_(options.tell_timeout && timeout.count() > 0) {
   if (!tells_timeout_) return;
-  with_timeout_.resize(wire::told_timeout_size);
+  with_timeout_.resize(wire::told_timeout_size + plain_.size());
   // Written again when it goes out.
   wire::write_told_timeout(timeout, std::span(with_timeout_).first<wire::told_timeout_size>());
-  with_timeout_.insert(with_timeout_.end(), plain_.begin(), plain_.end());
+  std::ranges::copy(plain_, with_timeout_.begin() + wire::told_timeout_size);
 }
 
 OutgoingCommandPtr make_send(SessionPtr session, const Home& home, BytesView payload, const SendOptions& options) {

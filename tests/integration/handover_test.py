@@ -340,7 +340,7 @@ for place, descriptor in enumerate(rest[:split]):
     os.dup2(int(descriptor), 100 + place)
 for place in range(split):
     os.dup2(100 + place, 3 + place)
-    os.close(100 + place)
+os.closerange(3 + split, 200)  # where they were, which may be the next place
 os.environ["LISTEN_PID"] = str(os.getpid()) if process == "self" else process
 os.environ["LISTEN_FDS"] = count
 if names:
