@@ -272,6 +272,42 @@ TEST(OutboundInterceptors, SeeABroadcastOnceAndWithoutASession) {
   EXPECT_EQ(world.server.stats().rejected_outbound, 1U);
 }
 
+TEST(OutboundInterceptors, SeeWhatAGroupIsSentOnceAndWithoutASession) {
+  World world;
+  int shown = 0;
+  bool rejects = false;
+  world.server.intercept_outbound([&](InterceptedMessage& message) {
+    ++shown;
+    EXPECT_EQ(message.session(), nullptr);
+    message.replace_payload("to all of you");
+    return rejects ? Verdict::reject : Verdict::pass;
+  });
+  world.start();
+  const auto groups = world.server.groups();
+  EXPECT_TRUE(groups.join("room", world.sessions.at(0).id()));
+  EXPECT_EQ(groups.send("room", "to all").queued, 1U);
+  EXPECT_EQ(shown, 1);
+  world.simulation.run();
+  EXPECT_EQ(world.client_got, std::vector<std::string>{"to all of you"});
+  rejects = true;
+  EXPECT_EQ(groups.send("room", "to all").queued, 0U);
+  EXPECT_EQ(world.server.stats().rejected_outbound, 1U);
+  EXPECT_EQ(groups.send("nobody's", "to all").queued, 0U);
+  EXPECT_EQ(shown, 2);
+}
+
+/// An extension header that an interceptor has put in the place of the one that tells of a timeout is left alone.
+TEST(OutboundInterceptors, MayReplaceTheExtensionHeaderOfARequestThatTellsItsTimeout) {
+  World world;
+  world.server.intercept_outbound([](InterceptedMessage& message) { message.replace_extension("mine"); });
+  world.start();
+  error_code told = Errc::would_block;
+  world.sessions.at(0).async_request("?", {.timeout = std::chrono::milliseconds(100), .tell_timeout = true},
+                                     [&](error_code code, const Reply&) { told = code; });
+  world.simulation.advance(std::chrono::seconds(1));
+  EXPECT_NE(told, Errc::would_block);
+}
+
 TEST(OutboundInterceptors, ThatThrowRejectAndAreReported) {
   World world;
   world.server.intercept_outbound([](InterceptedMessage&) { throw std::runtime_error("no key"); });
