@@ -25,7 +25,10 @@ void Group::add(const SessionPtr& session) {
   const std::size_t place = size();
   const std::size_t chunk = place / chunk_size;
   // Of an earlier call that got no further there may be one that is empty.
-  if (chunk == chunks_.size()) chunks_.emplace_back(new GroupChunk);
+  if (chunk == chunks_.size()) {
+    decltype(chunks_)::value_type fresh(new GroupChunk);
+    chunks_.push_back(std::move(fresh));
+  }
   auto& members = writable(chunk);
   members.push_back(session);
   try {

@@ -380,8 +380,8 @@ auto thinks(Script& script) {
 }
 
 TEST(AsynchronousOnConnect, HandsNothingOutUntilItAccepts) {
-  World world;
   Script script{.takes = 5s, .admission = Admission::accept(std::string("alice"))};
+  World world;
   world.server->on_connect(thinks(script));
   world.start();
   auto& client = world.connect();
@@ -412,8 +412,8 @@ TEST(AsynchronousOnConnect, HandsNothingOutUntilItAccepts) {
 }
 
 TEST(AsynchronousOnConnect, RefusesWithoutASessionEverHavingBeenThere) {
-  World world({.max_sessions = 1});
   Script script{.takes = 1s, .admission = Admission::refuse("no such user")};
+  World world({.max_sessions = 1});
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -437,8 +437,8 @@ TEST(AsynchronousOnConnect, RefusesWithoutASessionEverHavingBeenThere) {
 }
 
 TEST(AsynchronousOnConnect, TakesAPlaceWhileItThinks) {
-  World world({.max_sessions = 1});
   Script script{.takes = 1s};
+  World world({.max_sessions = 1});
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -448,8 +448,8 @@ TEST(AsynchronousOnConnect, TakesAPlaceWhileItThinks) {
 }
 
 TEST(AsynchronousOnConnect, ThatTakesTooLongIsCancelledAndRefuses) {
-  World world({.admission_timeout = 3s});
   Script script{.takes = 1h};
+  World world({.admission_timeout = 3s});
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -470,8 +470,8 @@ TEST(AsynchronousOnConnect, ThatTakesTooLongIsCancelledAndRefuses) {
 
 TEST(AsynchronousOnConnect, IsCancelledWhenThePeerLeaves) {
   for (const bool cut : {false, true}) {
-    World world({.max_sessions = 1});
     Script script{.takes = 5s};
+    World world({.max_sessions = 1});
     world.server->on_connect(thinks(script));
     world.start();
     auto& quiet = world.connect();
@@ -499,8 +499,8 @@ TEST(AsynchronousOnConnect, IsCancelledWhenThePeerLeaves) {
 }
 
 TEST(AsynchronousOnConnect, IsEndedByAStop) {
-  World world;
   Script script{.takes = 5s};
+  World world;
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -515,8 +515,8 @@ TEST(AsynchronousOnConnect, IsEndedByAStop) {
 }
 
 TEST(AsynchronousOnConnect, ThatThrowsRefuses) {
-  World world;
   Script script{.takes = 1s, .throws = true};
+  World world;
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -532,8 +532,8 @@ TEST(AsynchronousOnConnect, ThatThrowsRefuses) {
 }
 
 TEST(AsynchronousOnConnect, DoesNotCountAgainstTheDeadlinesOfTheSession) {
-  World world({.admission_timeout = 0ms, .session = {.first_packet_timeout = 2s, .idle_timeout = 3s}});
   Script script{.takes = 1h};
+  World world({.admission_timeout = 0ms, .session = {.first_packet_timeout = 2s, .idle_timeout = 3s}});
   world.server->on_connect(thinks(script));
   world.start();
   world.connect();
@@ -547,8 +547,8 @@ TEST(AsynchronousOnConnect, DoesNotCountAgainstTheDeadlinesOfTheSession) {
 }
 
 TEST(AsynchronousOnConnect, ReadsNoMoreThanTheFirstOfAFlood) {
-  World world;
   Script script{.takes = 5s};
+  World world;
   world.server->on_connect(thinks(script));
   world.start();
   auto& client = world.connect();
@@ -565,8 +565,8 @@ TEST(AsynchronousOnConnect, ReadsNoMoreThanTheFirstOfAFlood) {
 }
 
 TEST(AsynchronousOnConnect, GivesTheSessionItsCoroutineWhenItIsAccepted) {
-  World world;
   Script script{.takes = 1s};
+  World world;
   world.server->on_message({});
   world.server->on_connect(thinks(script));
   std::vector<std::string> received;
@@ -611,8 +611,8 @@ auto logs_in(Script& script) {
 }
 
 TEST(OnConnectWithTheFirstMessage, AnswersTheLoginAndTakesItAway) {
-  World world;
   Script script{.takes = 1s};
+  World world;
   world.server->on_connect(logs_in(script));
   world.start();
   auto& client = world.connect();
@@ -632,8 +632,8 @@ TEST(OnConnectWithTheFirstMessage, AnswersTheLoginAndTakesItAway) {
 }
 
 TEST(OnConnectWithTheFirstMessage, RefusesBehindTheAnswer) {
-  World world;
   Script script{.takes = 1s};
+  World world;
   world.server->on_connect(logs_in(script));
   world.start();
   auto& client = world.connect();
@@ -652,8 +652,8 @@ TEST(OnConnectWithTheFirstMessage, RefusesBehindTheAnswer) {
 }
 
 TEST(OnConnectWithTheFirstMessage, WaitsNoLongerThanItMay) {
-  World world({.admission_timeout = 3s, .session = {.first_packet_timeout = 0ms}});
   Script script;
+  World world({.admission_timeout = 3s, .session = {.first_packet_timeout = 0ms}});
   world.server->on_connect(logs_in(script));
   world.start();
   world.connect();
