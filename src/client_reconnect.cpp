@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a client keeps for its next connection: one-way messages, and requests that are sent again.
-#include "check_duration.hpp"
+#include "check_option.hpp"
 #include "client.hpp"
 #include "complete.hpp"
 #include "pool.hpp"
@@ -22,14 +22,10 @@ Error validate(const ReconnectOptions& options) {
     if (!error) error = std::move(found);
   };
   const auto range = [&error](const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
-    if (error || (value >= least && value <= most)) return;
-    error = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
-                                            std::to_string(least) + " to " + std::to_string(most));
+    if (!error) error = detail::check_range(name, value, least, most);
   };
   const auto real = [&error](const char* name, double value, double least, double most) {
-    if (error || (value >= least && value <= most)) return;
-    error = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
-                                            std::to_string(least) + " to " + std::to_string(most));
+    if (!error) error = detail::check_range(name, value, least, most);
   };
   first(detail::check_duration("reconnect.initial_delay", options.initial_delay, false));
   real("reconnect.factor", options.factor, 1, 100);

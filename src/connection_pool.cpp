@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "check_duration.hpp"
+#include "check_option.hpp"
 #include "client.hpp"
 #include "complete.hpp"
 #include "pool.hpp"
@@ -23,10 +23,7 @@ Error out_of_memory() {
 }
 
 Error check_limits(std::size_t min, std::size_t max) {
-  if (max < 1 || max > most_connections) {
-    return Error(Errc::invalid_option, "max_connections is " + std::to_string(max) + ", must be from 1 to " +
-                                           std::to_string(most_connections));
-  }
+  if (auto error = check_range<std::size_t>("max_connections", max, 1, most_connections)) return error;
   if (min > max) {
     return Error(Errc::invalid_option, "min_connections is " + std::to_string(min) +
                                            ", must be at most max_connections, " + std::to_string(max));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "balancer.hpp"
-#include "check_duration.hpp"
+#include "check_option.hpp"
 #include "client.hpp"
 
 #include <algorithm>
@@ -19,10 +19,7 @@ HealthCheckerOptions checked(HealthCheckerOptions options) {
   if (!error) error = check_duration("timeout", options.timeout, false);
   constexpr unsigned most = 1000;
   for (const auto& [name, value] : {std::pair("rise", options.rise), std::pair("fall", options.fall)}) {
-    if (!error && (value < 1 || value > most)) {
-      error = Error(Errc::invalid_option,
-                    std::string(name) + " is " + std::to_string(value) + ", must be from 1 to " + std::to_string(most));
-    }
+    if (!error) error = check_range(name, value, 1U, most);
   }
   if (!error && options.client.executor) {
     error = Error(Errc::invalid_option, "client.executor is set; a health checker runs on its balancer's executor");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "balancer.hpp"
+#include "check_option.hpp"
 
 #include <algorithm>
 #include <boost/asio/error.hpp>
@@ -31,10 +32,7 @@ Error check(const LoadBalancerOptions& options) {
   if (options.balance > Balance::consistent_hash) {
     return Error(Errc::invalid_option, "balance is " + std::to_string(static_cast<int>(options.balance)));
   }
-  if (options.virtual_nodes < 1 || options.virtual_nodes > most_nodes) {
-    return Error(Errc::invalid_option, "virtual_nodes is " + std::to_string(options.virtual_nodes) +
-                                           ", must be from 1 to " + std::to_string(most_nodes));
-  }
+  if (auto error = check_range<std::size_t>("virtual_nodes", options.virtual_nodes, 1, most_nodes)) return error;
   if (!options.pool.url.empty() || options.pool.executor || options.pool.control) {
     return Error(Errc::invalid_option,
                  "pool.url, pool.executor or pool.control is set; the balancer's own urls, executor and control count");

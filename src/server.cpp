@@ -2,7 +2,7 @@
 #include "server.hpp"
 
 #include "broadcast.hpp"
-#include "check_duration.hpp"
+#include "check_option.hpp"
 #include "complete.hpp"
 #include "custom_transports.hpp"
 #include "handshake.hpp"
@@ -25,9 +25,7 @@ namespace {
 ServerOptions checked(ServerOptions options) {
   Error error = validate(options.session);
   const auto range = [&error](const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
-    if (error || (value >= least && value <= most)) return;
-    error = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
-                                            std::to_string(least) + " to " + std::to_string(most));
+    if (!error) error = check_range(name, value, least, most);
   };
   range("shards", options.shards, 0, 1024);
   range("max_sessions", options.max_sessions, 1, ~std::uint64_t{0});
@@ -115,9 +113,7 @@ std::optional<Endpoint> Server::listen(const Endpoint& endpoint, const ListenOpt
                                        std::span<ListeningSocket> sockets, Error& error) {
   error = {};
   if (options.session) error = validate(*options.session);
-  if (!error && (options.backlog < 1 || options.backlog > 65535)) {
-    error = Error(Errc::invalid_option, "backlog is " + std::to_string(options.backlog) + ", must be from 1 to 65535");
-  }
+  if (!error) error = check_range("backlog", options.backlog, 1, 65535);
   if (!error && options.permissions > 0777) {
     error = Error(Errc::invalid_option, "permissions is " + std::to_string(options.permissions) +
                                             ", must be from 0 to " + std::to_string(0777) + " (0777)");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "check_duration.hpp"
+#include "check_option.hpp"
 
 #include <msgtrans/drain_options.hpp>
 #include <msgtrans/protocol/outbound_budget.hpp>
@@ -21,39 +21,23 @@ Error validate(const DrainOptions& options) {
   return error;
 }
 
-Error detail::check_duration(const char* name, std::chrono::milliseconds value, bool zero_allowed) {
-  constexpr std::chrono::milliseconds most = std::chrono::hours(24 * 365);
-  if (value.count() >= (zero_allowed ? 0 : 1) && value <= most) return {};
-  return {Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) + " ms, must be from " +
-                                    (zero_allowed ? "0 (off)" : "1 ms") + " to a year"};
-}
-
 namespace {
 
 /// Remembers the first option out of its range.
 class Check {
  public:
   void range(const char* name, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
-    if (error_ || (value >= least && value <= most)) return;
-    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
-                                             std::to_string(least) + " to " + std::to_string(most));
+    found(detail::check_range(name, value, least, most));
   }
-  void level(const char* name, int value, int least, int most) {
-    if (error_ || (value >= least && value <= most)) return;
-    error_ = Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value) + ", must be from " +
-                                             std::to_string(least) + " to " + std::to_string(most));
-  }
+  void level(const char* name, int value, int least, int most) { found(detail::check_range(name, value, least, most)); }
   void seconds(const char* name, std::chrono::seconds value, std::int64_t least, std::int64_t most) {
-    if (error_ || (value.count() >= least && value.count() <= most)) return;
-    error_ =
-        Error(Errc::invalid_option, std::string(name) + " is " + std::to_string(value.count()) + " s, must be from " +
-                                        std::to_string(least) + " to " + std::to_string(most));
+    found(detail::check_range<std::int64_t>(name, value.count(), least, most, " s"));
   }
   void found(Error error) {
     if (!error_) error_ = std::move(error);
   }
   void duration(const char* name, std::chrono::milliseconds value, bool zero_allowed = true) {
-    if (!error_) error_ = detail::check_duration(name, value, zero_allowed);
+    found(detail::check_duration(name, value, zero_allowed));
   }
   [[nodiscard]] Error take() && { return std::move(error_); }
 
@@ -78,9 +62,7 @@ Error validate(const SessionOptions& options) {
   check.range("max_payload", options.max_payload, 1, gib);
   check.range("max_decompressed", options.max_decompressed, 1, gib);
   check.range("max_extension", options.max_extension, 0, 65535);
-  if (auto error = validate(OutboundLimits{options.outbound_bytes, options.outbound_packets, options.slow_consumer})) {
-    check.found(std::move(error));
-  }
+  check.found(validate(OutboundLimits{options.outbound_bytes, options.outbound_packets, options.slow_consumer}));
   check.range("low_mark_percent", options.low_mark_percent, 0, 99);
   check.range("packets_per_second", options.packets_per_second, 0, protocol::TokenBucket::most);
   check.range("packet_burst", options.packet_burst, 0, protocol::TokenBucket::most);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "websocket.hpp"
 
+#include "check_option.hpp"
 #include "deflate_agreement.hpp"
 
 #include <algorithm>
@@ -54,16 +55,10 @@ Error validate_common(const Options& options) {
   if (!options.subprotocol.empty() && !detail::is_token(options.subprotocol)) {
     return invalid("subprotocol is " + quoted(options.subprotocol) + ", must be empty or a token of HTTP");
   }
-  if (options.max_header < least_header || options.max_header > most_header) {
-    return invalid("max_header is " + std::to_string(options.max_header) + ", must be from 256 to 65536");
-  }
-  if (options.ping_interval.count() < 0 || options.ping_interval > std::chrono::hours(24 * 365)) {
-    return invalid("ping_interval is " + std::to_string(options.ping_interval.count()) +
-                   " ms, must be from 0 (off) to a year");
-  }
-  if (options.max_missed_pings < 1 || options.max_missed_pings > most_missed_pings) {
-    return invalid("max_missed_pings is " + std::to_string(options.max_missed_pings) + ", must be from 1 to 1000");
-  }
+  Error error = detail::check_range<std::size_t>("max_header", options.max_header, least_header, most_header);
+  if (!error) error = detail::check_duration("ping_interval", options.ping_interval);
+  if (!error) error = detail::check_range("max_missed_pings", options.max_missed_pings, 1U, most_missed_pings);
+  if (error) return error;
   if (!options.deflate) return {};
   if (const int level = options.deflate->level; level < 0 || level > 9) {
     return invalid("deflate.level is " + std::to_string(level) + ", must be from 1 to 9, or 0 for the default");
