@@ -59,13 +59,7 @@ TEST(AddressesCounted, OfIPv6AreNetworksAndWhatIsMappedIsIPv4) {
 
 TEST(AddressesCounted, ByTheLimitOfSessionsAreNetworks) {
   using Refusal = SessionRegistry::Refusal;
-  SessionRegistry registry({.sessions = 100,
-                            .sessions_per_address = 2,
-                            .rate = 0,
-                            .burst = 0,
-                            .rate_per_address = 0,
-                            .burst_per_address = 0},
-                           start_time);
+  SessionRegistry registry({.sessions = 100, .sessions_per_address = 2}, start_time);
   EXPECT_EQ(registry.admit(peer_at("2001:db8::1"), start_time), Refusal::none);
   EXPECT_EQ(registry.admit(peer_at("2001:db8::2"), start_time), Refusal::none);
   EXPECT_EQ(registry.admit(peer_at("2001:db8::3"), start_time), Refusal::address);
@@ -76,12 +70,7 @@ TEST(AddressesCounted, ByTheLimitOfSessionsAreNetworks) {
 
 TEST(AddressesCounted, ByTheirRatesDoNotTakeFromEachOther) {
   using Refusal = SessionRegistry::Refusal;
-  SessionRegistry registry({.sessions = 1000,
-                            .sessions_per_address = 0,
-                            .rate = 10,
-                            .burst = 4,
-                            .rate_per_address = 1,
-                            .burst_per_address = 2},
+  SessionRegistry registry({.sessions = 1000, .rate = 10, .burst = 4, .rate_per_address = 1, .burst_per_address = 2},
                            start_time);
   EXPECT_EQ(registry.admit(peer_at("192.0.2.1"), start_time), Refusal::none);
   EXPECT_EQ(registry.admit(peer_at("192.0.2.1"), start_time), Refusal::none);

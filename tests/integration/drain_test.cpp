@@ -419,6 +419,14 @@ class Sockets : public ::testing::Test {
     EXPECT_EQ(in_time(closed), error_code());
   }
   static Endpoint loopback() { return tcp("127.0.0.1:0"); }
+  /// One that has begun to ask a WebSocket listener for its upgrade.
+  static RawPeer half_a_handshake(Endpoint listener) {
+    listener.transport = Transport::tcp;
+    listener.path.clear();
+    RawPeer peer(listener);
+    peer.send(std::string_view("GET / HTTP/1.1\r\nHost: x\r\n"));
+    return peer;
+  }
 
   std::filesystem::path directory_;
 };
@@ -502,11 +510,7 @@ TEST_F(CloseListenerOfSockets, WithDrainServesThoseInTheirHandshakeToo) {
   server.echo();
   const auto endpoint = server.transport.listen(websocket("127.0.0.1:0/"));
   server.transport.start();
-  Endpoint bare = endpoint;
-  bare.transport = Transport::tcp;
-  bare.path.clear();
-  RawPeer half(bare);
-  half.send(std::string_view("GET / HTTP/1.1\r\nHost: x\r\n"));
+  RawPeer half = half_a_handshake(endpoint);
   // Those of one listener are accepted in their order.
   ClientTransport client;
   client.connect(endpoint.url());
@@ -528,11 +532,7 @@ TEST_F(CloseListenerOfSockets, WithDrainWithoutQuietEndsWhoComesOutOfHisHandshak
   server.echo();
   const auto endpoint = server.transport.listen(websocket("127.0.0.1:0/"));
   server.transport.start();
-  Endpoint bare = endpoint;
-  bare.transport = Transport::tcp;
-  bare.path.clear();
-  RawPeer half(bare);
-  half.send(std::string_view("GET / HTTP/1.1\r\nHost: x\r\n"));
+  RawPeer half = half_a_handshake(endpoint);
   ClientTransport client;
   client.connect(endpoint.url());
   ASSERT_TRUE(server.came.wait_for(1));

@@ -37,6 +37,7 @@ from tool_fixture import (
     eventually,
     has_ipv6,
     run_tool,
+    sanitizer_memory,
     unused_port,
 )
 from wire_client import (
@@ -70,12 +71,7 @@ SANITIZER_MEMORY = 0
 
 def setUpModule() -> None:
     global SANITIZER_MEMORY
-    if not os.access(TOOL, os.X_OK):
-        raise RuntimeError(f"MSGTRANS_TOOL must name the msgtrans executable, and is {TOOL!r}")
-    with open(TOOL, "rb") as executable:
-        program = executable.read()
-    if b"__asan_init" in program or b"__tsan_init" in program:
-        SANITIZER_MEMORY = 768 * MIB
+    SANITIZER_MEMORY = sanitizer_memory(TOOL, 768 * MIB)
 
 
 class ServerCase(unittest.TestCase):

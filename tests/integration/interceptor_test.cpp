@@ -251,8 +251,9 @@ TEST(OutboundInterceptors, RejectAndTheSenderIsTold) {
   EXPECT_EQ(make_error_code(SendResult::rejected), Errc::rejected);
 }
 
-TEST(OutboundInterceptors, SeeABroadcastOnceAndWithoutASession) {
-  World world;
+/// What goes to many, by `send(world)`: to the one there is.
+template <class Send>
+void expect_shown_once(World& world, Send send) {
   int shown = 0;
   bool rejects = false;
   world.server.intercept_outbound([&](InterceptedMessage& message) {
@@ -262,38 +263,30 @@ TEST(OutboundInterceptors, SeeABroadcastOnceAndWithoutASession) {
     return rejects ? Verdict::reject : Verdict::pass;
   });
   world.start();
-  EXPECT_EQ(world.server.broadcast("to all").queued, 1U);
+  EXPECT_EQ(send(world).queued, 1U);
   EXPECT_EQ(shown, 1);
   world.simulation.run();
   EXPECT_EQ(world.client_got, std::vector<std::string>{"to all of you"});
   rejects = true;
-  const auto result = world.server.broadcast("to all");
+  const BroadcastResult result = send(world);
   EXPECT_EQ(result.queued + result.dropped + result.refused, 0U);
+  EXPECT_EQ(shown, 2);
   EXPECT_EQ(world.server.stats().rejected_outbound, 1U);
+}
+
+TEST(OutboundInterceptors, SeeABroadcastOnceAndWithoutASession) {
+  World world;
+  expect_shown_once(world, [](World& there) { return there.server.broadcast("to all"); });
 }
 
 TEST(OutboundInterceptors, SeeWhatAGroupIsSentOnceAndWithoutASession) {
   World world;
-  int shown = 0;
-  bool rejects = false;
-  world.server.intercept_outbound([&](InterceptedMessage& message) {
-    ++shown;
-    EXPECT_EQ(message.session(), nullptr);
-    message.replace_payload("to all of you");
-    return rejects ? Verdict::reject : Verdict::pass;
+  expect_shown_once(world, [](World& there) {
+    const auto groups = there.server.groups();
+    groups.join("room", there.sessions.at(0).id());
+    EXPECT_EQ(groups.send("nobody's", "to all").queued, 0U);
+    return groups.send("room", "to all");
   });
-  world.start();
-  const auto groups = world.server.groups();
-  EXPECT_TRUE(groups.join("room", world.sessions.at(0).id()));
-  EXPECT_EQ(groups.send("room", "to all").queued, 1U);
-  EXPECT_EQ(shown, 1);
-  world.simulation.run();
-  EXPECT_EQ(world.client_got, std::vector<std::string>{"to all of you"});
-  rejects = true;
-  EXPECT_EQ(groups.send("room", "to all").queued, 0U);
-  EXPECT_EQ(world.server.stats().rejected_outbound, 1U);
-  EXPECT_EQ(groups.send("nobody's", "to all").queued, 0U);
-  EXPECT_EQ(shown, 2);
 }
 
 /// An extension header that an interceptor has put in the place of the one that tells of a timeout is left alone.

@@ -23,7 +23,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from tool_fixture import ToolServer, eventually, run_tool
+from tool_fixture import ToolServer, eventually, run_tool, start_bench
 
 TOOL = os.environ.get("MSGTRANS_TOOL", "")
 SKIPPED = 77
@@ -127,19 +127,7 @@ class NetworkCase(unittest.TestCase):
             self.skipTest(f"no {how[0]}: {error.stderr.strip()}")
 
     def bench(self, *options: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [self.network.in_b, "bench", self.server.address.url, "--connections", "4", "--json", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-        def clean_up() -> None:
-            process.kill()
-            process.communicate()
-
-        self.addCleanup(clean_up)
-        return process
+        return start_bench(self, self.network.in_b, self.server.address.url, "--json", *options)
 
     def result(self, process: subprocess.Popen[str]) -> dict[str, float]:
         """Of one that met no error."""

@@ -24,7 +24,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from tool_fixture import Bystander, Finished, ToolServer, eventually
+from tool_fixture import Bystander, Finished, ToolServer, eventually, sanitizer_memory, start_bench
 from wire_client import ONE_WAY, REQUEST, Client, ConnectionEnded, Packet, encode, encode_header
 
 TOOL = os.environ.get("MSGTRANS_TOOL", "")
@@ -45,12 +45,7 @@ SANITIZER_MEMORY = 0
 
 def setUpModule() -> None:
     global SANITIZER_MEMORY
-    if not os.access(TOOL, os.X_OK):
-        raise RuntimeError(f"MSGTRANS_TOOL must name the msgtrans executable, and is {TOOL!r}")
-    with open(TOOL, "rb") as executable:
-        program = executable.read()
-    if b"__asan_init" in program or b"__tsan_init" in program:
-        SANITIZER_MEMORY = 1024 * MIB
+    SANITIZER_MEMORY = sanitizer_memory(TOOL, 1024 * MIB)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server's too
 
@@ -241,18 +236,7 @@ class Crowds(PressureCase):
 
 class Processes(PressureCase):
     def bench(self, *options: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [TOOL, "bench", self.server.address.url, "--connections", "4", "--pipeline", "8", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-        def clean_up() -> None:
-            process.kill()
-            process.communicate()
-
-        self.addCleanup(clean_up)
+        process = start_bench(self, TOOL, self.server.address.url, "--pipeline", "8", *options)
         eventually(lambda: cpu_seconds(process) >= 0.1, "the clients talk", PATIENCE)
         return process
 

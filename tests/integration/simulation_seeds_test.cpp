@@ -4,6 +4,7 @@
 // MSGTRANS_SEED=<n> runs that one alone, and prints what happened in it.
 #include "support/fixture.hpp"
 #include "support/history.hpp"
+#include "support/sanitized.hpp"
 
 #include <algorithm>
 #include <array>
@@ -23,14 +24,6 @@
 #include <unordered_map>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MSGTRANS_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MSGTRANS_TEST_SANITIZED 1
-#endif
-#endif
-
 namespace msgtrans::test {
 namespace {
 
@@ -38,12 +31,6 @@ namespace asio = boost::asio;
 using testing::Faults;
 using testing::Simulation;
 using Time = Simulation::Clock::time_point;
-
-#ifdef MSGTRANS_TEST_SANITIZED
-constexpr bool sanitized = true;
-#else
-constexpr bool sanitized = false;
-#endif
 
 constexpr std::uint64_t groups = 8;
 /// Of each group: together thousands a run, unless a sanitizer makes each take far longer.

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+import unittest
 from collections.abc import Callable
 
 import wire_client
@@ -32,6 +33,33 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.005)
+
+
+def sanitizer_memory(tool: str, most: int) -> int:
+    """What a sanitizer's shadow memory and its store of freed blocks may add to a process: `most`, or nothing where
+    there is none. Fails if there is no such tool."""
+    if not os.access(tool, os.X_OK):
+        raise RuntimeError(f"MSGTRANS_TOOL must name the msgtrans executable, and is {tool!r}")
+    with open(tool, "rb") as executable:
+        program = executable.read()
+    return most if b"__asan_init" in program or b"__tsan_init" in program else 0
+
+
+def start_bench(case: unittest.TestCase, tool: str, url: str, *options: str) -> subprocess.Popen[str]:
+    """Clients that go on until they are done or the test is over."""
+    process = subprocess.Popen(
+        [tool, "bench", url, "--connections", "4", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def clean_up() -> None:
+        process.kill()
+        process.communicate()
+
+    case.addCleanup(clean_up)
+    return process
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@
 // ten seconds how it is, and in the end whether memory and descriptors stayed flat and everything is accounted for.
 //
 //     soak [SECONDS]
+#include "support/sanitized.hpp"
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -38,14 +40,6 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MSGTRANS_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MSGTRANS_TEST_SANITIZED 1
-#endif
-#endif
-
 namespace {
 
 using namespace msgtrans;
@@ -55,11 +49,7 @@ using asio::awaitable;
 using Clock = std::chrono::steady_clock;
 using Counter = std::atomic<std::uint64_t>;
 
-#ifdef MSGTRANS_TEST_SANITIZED
-constexpr bool sanitized = true;  // keeps freed memory
-#else
-constexpr bool sanitized = false;
-#endif
+using test::sanitized;  // keeps freed memory
 
 constexpr auto as_result = asio::as_tuple(asio::use_awaitable);
 
