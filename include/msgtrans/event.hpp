@@ -13,14 +13,14 @@ enum class EventKind : std::uint8_t {
   session_connected,     ///< a session was accepted
   session_disconnected,  ///< it has ended; `error` is the reason, as `on_disconnect` gets it
   protocol_error,        ///< it ends because its peer broke the protocol; `error` names the field and the value
-  slow_consumer,         ///< its outbound queue was found full, for the first time since it was last below half
-  actor_failed,          ///< an exception left an actor, which is started again; `error` has its text
-  actor_stopped,         ///< an exception left an actor, which is not started again; `error` has its text
-  pool_grown,            ///< a pool's limits were raised, or a connection was made
-  pool_shrunk,           ///< a pool's limits were lowered, or a connection was given up; `error` says why
-  endpoint_down,         ///< a health check took an endpoint out; `error` is the last probe's
-  endpoint_up,           ///< a health check put an endpoint back
-  session_refused,       ///< a connection was refused, by a limit or by `on_connect`; `error` says why
+  slow_consumer,    ///< its outbound queue was found full, for the first time since it was last down to its low mark
+  actor_failed,     ///< an exception left an actor, which is started again; `error` has its text
+  actor_stopped,    ///< an exception left an actor, which is not started again; `error` has its text
+  pool_grown,       ///< a pool's limits were raised, or a connection was made
+  pool_shrunk,      ///< a pool's limits were lowered, or a connection was given up; `error` says why
+  endpoint_down,    ///< a health check took an endpoint out; `error` is the last probe's
+  endpoint_up,      ///< a health check put an endpoint back
+  session_refused,  ///< a connection was refused, by a limit or by `on_connect`; `error` says why
 };
 
 [[nodiscard]] constexpr const char* to_string(EventKind kind) noexcept {

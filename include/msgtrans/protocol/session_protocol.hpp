@@ -474,7 +474,7 @@ class SessionProtocol {
   std::size_t read_ahead_ = 0;  // since it awaits its admission
   wire::MessageIdCounter ids_;
   Phase phase_ = Phase::open;
-  bool paused_ = false;  // the answers have been over their budget and not yet under half of it
+  bool paused_ = false;  // the answers have been over their budget and not yet down to the low mark
   bool muted_ = false;
   bool held_ = false;
   bool held_for_answers_ = false;
