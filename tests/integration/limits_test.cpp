@@ -104,6 +104,28 @@ TEST(Writable, IsToldOnceWhenTheQueueIsDownToItsLowMark) {
   }
 }
 
+TEST(Writable, IsToldAtTheLowMarkOfTheOptionsAndNotBefore) {
+  struct Case {
+    unsigned percent;
+    std::size_t above;  // so many bytes, of which ten thousand are more than that share
+    std::size_t below;
+  };
+  for (const auto& [percent, above, below] : {Case{20, 49'000, 50'000}, Case{80, 12'400, 12'500}}) {
+    World world({.session = patient({.outbound_bytes = 10'000, .low_mark_percent = percent})});
+    world.start();
+    world.connect();
+    Session session = world.sessions.front();
+    world.block();
+    ASSERT_EQ(world.fill(session, 984), 10U);
+    session.set_outbound_limits({.bytes = above});
+    world.simulation.advance(1s);
+    EXPECT_EQ(world.writable[session.id()], 0) << percent;
+    session.set_outbound_limits({.bytes = below});
+    world.simulation.advance(1s);
+    EXPECT_EQ(world.writable[session.id()], 1) << percent;
+  }
+}
+
 TEST(Writable, IsToldAgainEachTimeAndWhoSendsThenKeepsTheOthersFromNothing) {
   World world({.session = patient({.outbound_bytes = 10'000})});
   world.start();
@@ -244,6 +266,27 @@ TEST(OutboundLimitsOfASession, AdmitsWaitersWhenRaised) {
   session.set_outbound_limits({.bytes = 11'000});
   world.simulation.run();
   EXPECT_TRUE(sent);
+}
+
+TEST(OutboundLimitsOfASession, HoldForItsAnswersToo) {
+  World world({.session = patient({.outbound_bytes = 100'000})});
+  int handed_out = 0;
+  world.server->on_message([&](Session& session, const Message& message) {
+    if (++handed_out == 1) world.block();
+    session.respond(message, pattern(984));
+  });
+  world.start();
+  auto& client = world.connect();
+  world.sessions.front().set_outbound_limits({.bytes = 5000});
+  world.simulation.run();
+  int answered = 0;
+  for (int i = 0; i < 50; ++i) {
+    client.async_request("?", {.timeout = 0ms}, [&](error_code code, const Reply&) { answered += code ? 0 : 1; });
+  }
+  world.simulation.advance(1s);
+  EXPECT_EQ(handed_out, 5) << "while its answers wait";
+  world.unblock();
+  EXPECT_EQ(answered, 50);
 }
 
 TEST(OutboundLimitsOfASession, AreCheckedAndThenNothingChanges) {
@@ -399,6 +442,86 @@ TEST(TotalBudget, LetsEverySessionAnswerOneByOneWhenAnswersUseItUp) {
   EXPECT_EQ(answered, 100);
 }
 
+TEST(TotalBudget, IsTakenByAnswersToo) {
+  World world({.outbound_bytes_total = 10'000, .session = patient({.outbound_bytes = 100'000})});
+  std::optional<OwnedMessage> asked;
+  world.server->on_message([&](Session&, const Message& message) { asked = message.retain(); });
+  world.start();
+  auto& client = world.connect();
+  world.connect();
+  int answered = 0;
+  client.async_request("?", {.timeout = 0ms}, [&](error_code code, const Reply&) { answered += code ? 0 : 1; });
+  world.simulation.run();
+  ASSERT_TRUE(asked);
+  world.block();
+  EXPECT_EQ(asked->respond(pattern(20'000)), SendResult::queued);
+  world.simulation.advance(1s);
+  EXPECT_EQ(world.sessions[1].send("x"), SendResult::would_block);
+  world.unblock();
+  EXPECT_EQ(answered, 1);
+  EXPECT_EQ(world.sessions[1].send("x"), SendResult::queued);
+}
+
+TEST(TotalBudget, ThatIsUsedUpKeepsASessionWithAnEmptyQueueFromBeingToldThatItMaySend) {
+  World world({.outbound_bytes_total = 10'000, .session = patient({.outbound_bytes = 10'000})});
+  world.start();
+  world.connect();
+  auto& client = world.connect();
+  world.block();
+  ASSERT_EQ(world.fill(world.sessions[0], 984), 10U);
+  EXPECT_EQ(world.sessions[1].send("x"), SendResult::would_block);
+  world.sessions[1].set_outbound_limits({.bytes = 10'000});  // whatever makes it look at its queue
+  world.simulation.advance(1s);
+  EXPECT_EQ(world.writable[world.sessions[1].id()], 0);
+  world.unblock();
+  EXPECT_EQ(world.writable[world.sessions[1].id()], 1);
+  EXPECT_TRUE(client.is_connected());
+}
+
+// --- dropping the oldest
+
+TEST(DroppingTheOldest, TakesTwiceTheBudgetAtMostUntilTheShardHasDropped) {
+  for (const bool by_bytes : {true, false}) {
+    SessionOptions options{.slow_consumer = SlowConsumer::drop_oldest};
+    (by_bytes ? options.outbound_bytes : options.outbound_packets) = by_bytes ? 10'000 : 10;
+    World world({.session = patient(options)});
+    world.start();
+    world.connect();
+    int taken = 0;
+    while (taken < 100 && world.sessions.front().send(pattern(984)) == SendResult::queued) ++taken;
+    EXPECT_EQ(taken, 20) << (by_bytes ? "bytes" : "packets");
+  }
+}
+
+TEST(DroppingTheOldest, KeepsToTheBudgetOfPackets) {
+  World world({.session = patient({.outbound_packets = 5, .slow_consumer = SlowConsumer::drop_oldest})});
+  world.start();
+  world.connect();
+  world.block();
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_EQ(world.sessions.front().send(std::to_string(i)), SendResult::queued);
+    world.simulation.run();
+    EXPECT_LE(world.sessions.front().stats().queued_packets, 5U);
+  }
+  EXPECT_EQ(world.sessions.front().stats().dropped_oldest, 3U);
+  world.unblock();
+  EXPECT_EQ(world.got.back(), "7");
+}
+
+TEST(DroppingTheOldest, IsDoneForLargeBroadcastsToo) {
+  World world({.session = patient({.outbound_bytes = 100'000, .slow_consumer = SlowConsumer::drop_oldest})});
+  world.start();
+  world.connect();
+  world.block();
+  const std::string large = pattern(30'000 - wire::header_size);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(world.server->broadcast(large).queued, 1U);
+    world.simulation.run();
+    EXPECT_LE(world.sessions.front().stats().queued_bytes, 100'000U);
+  }
+  EXPECT_EQ(world.sessions.front().stats().dropped_oldest, 7U);
+}
+
 // --- requests in flight
 
 TEST(RequestsInFlight, AreNotHandedOutOverTheLimitUntilOneIsAnswered) {
@@ -520,6 +643,52 @@ TEST(RateOfASession, IsNoReasonToTakeThePeerForIdleSilentOrStalled) {
   world.simulation.advance(4500ms);
   EXPECT_EQ(seen, 5);
   EXPECT_TRUE(world.ends.empty());
+}
+
+TEST(RateOfASession, OfBytesHasABurst) {
+  World world({.session = patient({.bytes_per_second = 1000, .byte_burst = 20'000})});
+  int seen = 0;
+  world.server->on_message([&](Session&, const Message&) { ++seen; });
+  world.start();
+  auto& client = world.connect();
+  for (int i = 0; i < 30; ++i) EXPECT_EQ(client.send(pattern(984)), SendResult::queued);
+  world.simulation.run();
+  EXPECT_GE(seen, 20);
+  EXPECT_LE(seen, 21);
+  world.simulation.advance(1min);
+  EXPECT_EQ(seen, 30);
+}
+
+// --- heartbeats
+
+TEST(Heartbeats, AreSentWithTheirTypeAndASilentPeerIsTakenForGoneAfterSoMany) {
+  World world({.session = patient({.heartbeat_interval = 1s, .heartbeat_biz_type = 7, .max_missed_heartbeats = 5})});
+  world.start();
+  auto& client = world.clients.emplace_back(
+      ClientOptions{.executor = world.simulation.executor(), .session = {.first_packet_timeout = 0ms}});
+  std::vector<int> types;
+  client.on_message([&](Session&, const Message& message) { types.push_back(message.biz_type()); });
+  client.async_connect("inproc://" + world.name, [](error_code code) { EXPECT_FALSE(code) << code.message(); });
+  ASSERT_TRUE(world.simulation.run_until([&] { return !world.sessions.empty(); }, 20s));
+  world.simulation.advance(5900ms);
+  EXPECT_EQ(types, std::vector<int>(5, 7));
+  EXPECT_TRUE(world.ends.empty());
+  world.simulation.advance(1s);
+  EXPECT_EQ(world.ends, std::vector<error_code>{Errc::peer_silent});
+}
+
+TEST(Heartbeats, OfBothEndsKeepASessionAndAreHandedToNobody) {
+  const auto options = patient({.heartbeat_interval = 1s, .heartbeat_biz_type = 7});
+  World world({.session = options});
+  int handed_out = 0;
+  world.server->on_message([&](Session&, const Message&) { ++handed_out; });
+  world.start();
+  world.connect(options);
+  world.simulation.advance(1h);
+  EXPECT_TRUE(world.ends.empty());
+  EXPECT_EQ(handed_out, 0);
+  EXPECT_TRUE(world.got.empty());
+  EXPECT_GE(world.sessions.front().stats().packets_in, 3000U);
 }
 
 // --- what is told of a timeout
