@@ -40,6 +40,7 @@ class Host {
     });
     transport_->on_message([this](Session& one, const Message& message) {
       got.emplace_back(message.text());
+      told.push_back(message.told_timeout());
       if (message.is_request() && answers) one.respond(message, message.payload());
     });
     transport_->listen(in_process(name_));
@@ -64,6 +65,7 @@ class Host {
   bool answers = true;
   int sessions = 0;
   Strings got;
+  std::vector<std::optional<std::chrono::milliseconds>> told;  // of what it got
 
  private:
   Simulation& simulation_;
@@ -172,6 +174,17 @@ TEST(Reconnect, WaitsAsLongAsItSaysBeforeEachAttempt) {
   EXPECT_EQ(stats.attempts, 6U);
   EXPECT_EQ(stats.tries, 6U);
   EXPECT_EQ(stats.failures, 4U);
+}
+
+TEST(Reconnect, BeginsWithTheInitialDelayOfTheOptions) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  world.make({.enabled = true, .initial_delay = 7s, .factor = 3, .jitter = 0});
+  ASSERT_FALSE(world.connect(host));
+  host.stop();
+  world.simulation.advance(1min);
+  EXPECT_EQ(world.delays, (std::vector<std::chrono::milliseconds>{7s, 21s, 30s, 30s}));
 }
 
 std::vector<std::chrono::milliseconds> jittered(std::uint64_t seed, double jitter) {
@@ -661,6 +674,41 @@ TEST(Kept, AnAsyncSendWaitsForRoomInItsTurnAndCanBeCancelled) {
   EXPECT_FALSE(done.at(3));
 }
 
+TEST(Kept, AnAsyncSendOfAConnectedClientWaitsForRoomNoLongerThanItMay) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  ReconnectOptions options = plain;
+  options.keep_packets = 10;
+  auto& client = world.make(options, {.outbound_packets = 1, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
+  ASSERT_FALSE(world.connect(host));
+  world.simulation.set_faults({.stall = 1, .longest_stall = std::chrono::hours(10)});
+  ASSERT_EQ(client.send("fills it"), SendResult::queued);
+  const auto begun = world.simulation.now();
+  std::optional<error_code> told;
+  client.async_send("in time", {.timeout = 2s}, [&](error_code code) { told = code; });
+  ASSERT_TRUE(world.simulation.run_until([&] { return told.has_value(); }, 1min));
+  EXPECT_EQ(told, error_code(Errc::send_timeout));
+  EXPECT_GE(world.simulation.now() - begun, 2s);
+}
+
+TEST(Kept, WithHighPriorityIsSentFirst) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  ReconnectOptions options = plain;
+  options.keep_packets = 3;
+  auto& client = world.make(options);
+  ASSERT_FALSE(world.connect(host));
+  host.stop();
+  EXPECT_EQ(client.send("first"), SendResult::queued);
+  EXPECT_EQ(client.send("second"), SendResult::queued);
+  EXPECT_EQ(client.send("urgent", {.high_priority = true}), SendResult::queued);
+  host.start();
+  world.simulation.advance(1s);
+  EXPECT_EQ(host.got, (Strings{"urgent", "first", "second"}));
+}
+
 TEST(Kept, AnAsyncSendThatWaitsIsToldWhenTheClientIsClosed) {
   World world;
   auto& host = world.host();
@@ -877,6 +925,42 @@ TEST(PendingRequests, EndAtTheirTimeoutHoweverOftenTheyAreSentAgain) {
   world.simulation.advance(10s);
   EXPECT_EQ(host.got.back(), "later");
   EXPECT_EQ(world.stats().requests_timed_out, 2U);
+}
+
+TEST(PendingRequests, ThatMayBeSentAgainTakeTheTimeoutOfTheSessionsOptions) {
+  World world;
+  auto& host = world.host();
+  host.answers = false;
+  host.start();
+  ReconnectOptions options = plain;
+  options.retry_requests = 1;
+  auto& client = world.make(options, {.request_timeout = 3s, .first_packet_timeout = 0ms});
+  ASSERT_FALSE(world.connect(host));
+  std::optional<error_code> told;
+  client.async_request("?", {}, [&](error_code code, const Reply&) { told = code; });
+  world.simulation.advance(2999ms);
+  EXPECT_FALSE(told);
+  world.simulation.advance(2s);
+  EXPECT_EQ(told, error_code(Errc::request_timeout));
+}
+
+TEST(PendingRequests, ThatWaitForAConnectionTellWhatIsLeftOfTheirTimeout) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  ReconnectOptions options = plain;
+  options.retry_requests = 1;
+  auto& client = world.make(options);
+  ASSERT_FALSE(world.connect(host));
+  host.stop();
+  client.async_request("?", {.timeout = 20s, .tell_timeout = true}, [](error_code, const Reply&) {});
+  world.simulation.advance(10s);
+  host.start();
+  world.simulation.advance(5s);
+  ASSERT_EQ(host.told.size(), 1U);
+  ASSERT_TRUE(host.told.front());
+  EXPECT_LE(*host.told.front(), 10s);
+  EXPECT_GE(*host.told.front(), 5s);
 }
 
 TEST(PendingRequests, ThatMayBeSentAgainAreBounded) {
