@@ -208,6 +208,19 @@ TEST(AcceptRate, OfAnAddressIsForThatOneAlone) {
   EXPECT_EQ(other.request("another address").text(), "another address");
 }
 
+TEST(AcceptRate, OfAnAddressHasABurstOfItsOwn) {
+  TestServer server({.accept_rate_per_address = 1, .accept_burst_per_address = 10});
+  server.endpoint = server.transport.listen(tcp("127.0.0.1:0"));
+  server.transport.start();
+  std::deque<RawPeer> peers;
+  for (int i = 0; i < 10; ++i) peers.emplace_back(server.endpoint);
+  ASSERT_TRUE(wait_until([&] {
+    const auto stats = server.transport.stats();
+    return stats.sessions_total + stats.sessions_refused == 10;
+  }));
+  EXPECT_EQ(server.transport.stats().refusals.address_rate, 0U);
+}
+
 TEST(AcceptRate, OptionsOutOfRangeAreRefused) {
   std::string text;
   EXPECT_EQ(thrown([] { ServerTransport server({.accept_rate = ~std::uint64_t{0}}); }, &text), Errc::invalid_option);

@@ -352,6 +352,27 @@ TEST(Requests, ToAPeerThatShutItsSendingSideFailAtOnce) {
   EXPECT_EQ(in_time(answer).first, Errc::connection_lost);
 }
 
+TEST(Requests, OfAPeerThatShutItsSendingSideAreAnsweredWithinTheLongerOfTheTwoTimeouts) {
+  for (const bool closing_is_longer : {false, true}) {
+    TestServer server({.session = {.request_timeout = closing_is_longer ? 100ms : 20s,
+                                   .close_timeout = closing_is_longer ? 20s : 100ms}});
+    const Record<std::shared_ptr<OwnedMessage>> asked;
+    server.transport.on_message(
+        [asked](Session&, const Message& message) { asked.add(std::make_shared<OwnedMessage>(message.retain())); });
+    server.start();
+    RawPeer peer(server.endpoint);
+    peer.send(request(1, "?"));
+    peer.shut_sending();
+    const auto message = asked.at(0);
+    ASSERT_TRUE(message);
+    EXPECT_FALSE(server.ends.wait_for(1, 500ms)) << "an answer is owed: " << server.ends.at(0).code.message();
+    EXPECT_EQ(message->respond("late"), SendResult::queued);
+    const auto answer = peer.receive();
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(answer->payload, "late");
+  }
+}
+
 // --- listening and connecting
 
 TEST(Listening, OnIpv6Works) {
@@ -566,13 +587,14 @@ TEST(Admission, RefusesBeyondMaxSessionsAndTakesTheNextWhenOneHasGone) {
 }
 
 TEST(Admission, CountsSessionsPerAddressApart) {
-  TestServer server({.max_sessions_per_address = 1});
+  TestServer server({.max_sessions_per_address = 1, .session = {.first_packet_timeout = 0ms}});
   server.echo().start();
   const Endpoint six = server.transport.listen(tcp("[::1]:0"));
   const auto four = connect(server);
   ASSERT_TRUE(server.came.wait_for(1));
   RawPeer again(server.endpoint);
   EXPECT_TRUE(again.sees_end());
+  EXPECT_EQ(server.transport.stats().refusals.address, 1U);
   ClientTransport other;
   other.connect(six.url());
   EXPECT_EQ(other.request("another address").text(), "another address");

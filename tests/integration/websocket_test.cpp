@@ -881,7 +881,7 @@ TEST(WebSocketPings, OfAClientEndASessionWhoseServerDoesNotAnswer) {
   RawListener listener(16, 0, websocket("127.0.0.1:0/"));
   ClientOptions options;
   options.websocket.ping_interval = 50ms;
-  options.websocket.max_missed_pings = 2;
+  options.websocket.max_missed_pings = 3;
   const Record<Error> ends;
   ClientTransport client(options);
   client.on_disconnect([ends](Session&, const Error& reason) { ends.add(reason); });
@@ -889,7 +889,7 @@ TEST(WebSocketPings, OfAClientEndASessionWhoseServerDoesNotAnswer) {
   RawPeer silent = listener.accept();  // done with the handshake, it reads nothing more
   ASSERT_FALSE(in_time(result));
   EXPECT_EQ(ends.at(0).code, Errc::idle_timeout);
-  EXPECT_EQ(ends.at(0).text, "WebSocket: nothing came after 2 pings, one every 50 ms");
+  EXPECT_EQ(ends.at(0).text, "WebSocket: nothing came after 3 pings, one every 50 ms");
 }
 
 // --- over TLS
