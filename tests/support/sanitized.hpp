@@ -17,4 +17,16 @@ inline constexpr bool sanitized = false;
 inline constexpr bool sanitized = false;
 #endif
 
+/// Whether UndefinedBehaviorSanitizer is in this build: clang's looks at an object's type through a pipe, and reports a
+/// wrong one where the process has no descriptors left.
+#if defined(__has_feature)
+#if __has_feature(undefined_behavior_sanitizer)
+inline constexpr bool types_checked_by_pipe = true;
+#else
+inline constexpr bool types_checked_by_pipe = false;
+#endif
+#else
+inline constexpr bool types_checked_by_pipe = false;
+#endif
+
 }  // namespace msgtrans::test
