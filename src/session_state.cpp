@@ -1264,7 +1264,8 @@ void SessionState::deliver(Session& session, const wire::Header& header, std::sp
     if (message.answerable_) counters.requests_received.add(1);
     if (admission_) [[unlikely]] {
       protocol_.await_admission();
-      return admission_->first(message.retain());
+      admission_->first(message.retain());
+      return bound_requests();
     }
     if (actor_) {
       deliver_to_actor(message);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tls.hpp"
 
+#include "check_option.hpp"
 #include "openssl_text.hpp"
 
 #include <algorithm>
@@ -23,20 +24,19 @@ namespace msgtrans {
 
 namespace {
 
-Error invalid(std::string text) {
-  return {Errc::invalid_option, std::move(text)};
-}
-
 /// An error unless one of the two is set, or none where that is allowed.
 Error check_one(const char* file_option, const std::string& file, const char* pem_option, const std::string& pem,
                 bool needed) {
   if (!file.empty() && !pem.empty()) {
-    return invalid(std::string(file_option) + " and " + pem_option + " are both set, must be one of them");
+    return detail::invalid_option(std::string(file_option) + " and " + pem_option +
+                                  " are both set, must be one of them");
   }
   if (needed && file.empty() && pem.empty()) {
-    return invalid(std::string(file_option) + " and " + pem_option + " are both empty, must be one of them");
+    return detail::invalid_option(std::string(file_option) + " and " + pem_option +
+                                  " are both empty, must be one of them");
   }
-  if (file.find('\0') != std::string::npos) return invalid(std::string(file_option) + " has a zero byte in it");
+  if (file.find('\0') != std::string::npos)
+    return detail::invalid_option(std::string(file_option) + " has a zero byte in it");
   return {};
 }
 
@@ -50,11 +50,13 @@ Error check_identity(const TlsIdentity& identity) {
 
 Error check_versions(TlsVersion least, TlsVersion most) {
   const auto known = [](TlsVersion version) { return version == TlsVersion::tls1_2 || version == TlsVersion::tls1_3; };
-  if (!known(least)) return invalid("min_version is " + std::to_string(static_cast<int>(least)) + ", must be 0 or 1");
-  if (!known(most)) return invalid("max_version is " + std::to_string(static_cast<int>(most)) + ", must be 0 or 1");
+  if (!known(least))
+    return detail::invalid_option("min_version is " + std::to_string(static_cast<int>(least)) + ", must be 0 or 1");
+  if (!known(most))
+    return detail::invalid_option("max_version is " + std::to_string(static_cast<int>(most)) + ", must be 0 or 1");
   if (least > most) {
-    return invalid("min_version is " + std::string(to_string(least)) + ", must not be above max_version, " +
-                   std::string(to_string(most)));
+    return detail::invalid_option("min_version is " + std::string(to_string(least)) +
+                                  ", must not be above max_version, " + std::string(to_string(most)));
   }
   return {};
 }
@@ -74,8 +76,8 @@ Error validate(const TlsServerOptions& options) {
   switch (options.client_certificates) {
     case ClientCertificates::none:
       if (options.client_ca_file.empty() && options.client_ca_pem.empty()) break;
-      return invalid(std::string(options.client_ca_file.empty() ? "client_ca_pem" : "client_ca_file") +
-                     " is set, but client_certificates is none");
+      return detail::invalid_option(std::string(options.client_ca_file.empty() ? "client_ca_pem" : "client_ca_file") +
+                                    " is set, but client_certificates is none");
     case ClientCertificates::optional:
     case ClientCertificates::required:
       if (Error error =
@@ -84,8 +86,9 @@ Error validate(const TlsServerOptions& options) {
       }
       break;
     default:
-      return invalid("client_certificates is " + std::to_string(static_cast<int>(options.client_certificates)) +
-                     ", must be from 0 to 2");
+      return detail::invalid_option("client_certificates is " +
+                                    std::to_string(static_cast<int>(options.client_certificates)) +
+                                    ", must be from 0 to 2");
   }
   return check_versions(options.min_version, options.max_version);
 }
@@ -98,7 +101,7 @@ Error validate(const TlsClientOptions& options) {
   const auto in_a_name = [](char c) { return c > ' ' && c < 0x7f && c != '/' && c != '[' && c != ']'; };
   if (options.server_name.size() > 253 ||
       !std::all_of(options.server_name.begin(), options.server_name.end(), in_a_name)) {
-    return invalid("server_name is no name of a host, and no numeric address without brackets");
+    return detail::invalid_option("server_name is no name of a host, and no numeric address without brackets");
   }
   return check_versions(options.min_version, options.max_version);
 }
@@ -107,16 +110,16 @@ namespace detail {
 
 namespace {
 
-constexpr std::size_t record_size = 16 * 1024;               // the most plaintext in one
-constexpr std::size_t batch_size = 8 * (record_size + 512);  // of ciphertext, for one call of send
-constexpr int read_size = 64 * 1024;                         // what is read from the socket at once
+constexpr std::size_t record_size = 16 * 1024;                    // the most plaintext in one
+constexpr std::size_t ciphertext_size = 8 * (record_size + 512);  // for one call of send
+constexpr int read_size = 64 * 1024;                              // what is read from the socket at once
 constexpr std::size_t answers_limit = 16 * 1024;
 constexpr std::size_t file_limit = 16 * 1024 * 1024;
 
 /// Of one thread, in use within one operation only.
 struct Scratch {
   std::size_t size = 0;  // of what is in batch
-  std::array<std::byte, batch_size> batch;
+  std::array<std::byte, ciphertext_size> batch;
   std::array<std::byte, record_size> staging;
 };
 
@@ -168,7 +171,7 @@ Error read_file(const std::string& path, const std::string& where, std::string& 
     if (count <= 0) break;
     text.append(buffer.data(), static_cast<std::size_t>(count));
     if (text.size() > file_limit) {
-      error = invalid(where + ": larger than 16 MiB");
+      error = detail::invalid_option(where + ": larger than 16 MiB");
       break;
     }
   }
@@ -210,10 +213,10 @@ Error parse_certificates(const Pem& pem, std::vector<X509Ptr>& certificates) {
   const auto last = ERR_peek_last_error();
   if (ERR_GET_LIB(last) == ERR_LIB_PEM && ERR_GET_REASON(last) == PEM_R_NO_START_LINE) {
     if (!certificates.empty()) return {};
-    return invalid(pem.where + ": no certificate in PEM form in it");
+    return detail::invalid_option(pem.where + ": no certificate in PEM form in it");
   }
-  return invalid(pem.where + ": certificate " + std::to_string(certificates.size() + 1) +
-                 " in it cannot be read: " + reason_of_last());
+  return detail::invalid_option(pem.where + ": certificate " + std::to_string(certificates.size() + 1) +
+                                " in it cannot be read: " + reason_of_last());
 }
 
 Error parse_key(const Pem& pem, KeyPtr& key) {
@@ -226,11 +229,11 @@ Error parse_key(const Pem& pem, KeyPtr& key) {
   ERR_clear_error();
   key.reset(PEM_read_bio_PrivateKey(bio.get(), nullptr, no_password, &asked));
   if (key) return {};
-  if (asked) return invalid(pem.where + ": the private key is encrypted; it must be in plain PEM form");
+  if (asked) return detail::invalid_option(pem.where + ": the private key is encrypted; it must be in plain PEM form");
   if (pem.text.find("PRIVATE KEY-----") == std::string::npos) {
-    return invalid(pem.where + ": no private key in PEM form in it");
+    return detail::invalid_option(pem.where + ": no private key in PEM form in it");
   }
-  return invalid(pem.where + ": the private key in it cannot be read: " + reason_of_last());
+  return detail::invalid_option(pem.where + ": the private key in it cannot be read: " + reason_of_last());
 }
 
 }  // namespace
@@ -379,7 +382,7 @@ Error TlsContext::set_up(TlsVersion least, TlsVersion most) {
   initialise_openssl();
   ERR_clear_error();
   context_ = SSL_CTX_new(is_server_ ? TLS_server_method() : TLS_client_method());
-  if (context_ == nullptr) return invalid("OpenSSL cannot be used: " + reason_of_last());
+  if (context_ == nullptr) return detail::invalid_option("OpenSSL cannot be used: " + reason_of_last());
   const auto number = [](TlsVersion version) {
     return version == TlsVersion::tls1_3 ? TLS1_3_VERSION : TLS1_2_VERSION;
   };
@@ -387,7 +390,7 @@ Error TlsContext::set_up(TlsVersion least, TlsVersion most) {
   if (SSL_CTX_set_min_proto_version(context_, number(least)) != 1 ||
       SSL_CTX_set_max_proto_version(context_, number(most)) != 1 ||
       SSL_CTX_set_cipher_list(context_, "ECDHE+AESGCM:ECDHE+CHACHA20") != 1) {
-    return invalid("OpenSSL cannot be used: " + reason_of_last());
+    return detail::invalid_option("OpenSSL cannot be used: " + reason_of_last());
   }
   SSL_CTX_clear_options(context_, SSL_OP_IGNORE_UNEXPECTED_EOF);
   SSL_CTX_set_options(context_, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE |
@@ -430,7 +433,7 @@ Error TlsContext::set_up_client(const TlsClientOptions& options) {
   if (!options.ca_file.empty() || !options.ca_pem.empty()) {
     if (Error error = trust("ca_file", options.ca_file, "ca_pem", options.ca_pem)) return error;
   } else if (verifies_ && SSL_CTX_set_default_verify_paths(context_) != 1) {
-    return invalid("the system's certificate authorities cannot be read: " + reason_of_last());
+    return detail::invalid_option("the system's certificate authorities cannot be read: " + reason_of_last());
   }
   if (verifies_) SSL_CTX_set_verify(context_, SSL_VERIFY_PEER, TlsConnection::Hooks::verify);
   if (SSL_CTX_set_alpn_protos(context_, reinterpret_cast<const unsigned char*>(alpn_.data()),
@@ -457,19 +460,20 @@ Error TlsContext::use(const TlsIdentity& identity) {
   if (Error error = parse_key(private_key, key)) return error;
   ERR_clear_error();
   if (X509_check_private_key(chain.front().get(), key.get()) != 1) {
-    return invalid("the private key in " + private_key.where + " does not belong to the certificate in " +
-                   certificate.where + " (" + subject_of(*chain.front()) + ")");
+    return detail::invalid_option("the private key in " + private_key.where +
+                                  " does not belong to the certificate in " + certificate.where + " (" +
+                                  subject_of(*chain.front()) + ")");
   }
   if (SSL_CTX_use_certificate(context_, chain.front().get()) != 1) {
-    return invalid(certificate.where + ": the certificate cannot be used: " + reason_of_last());
+    return detail::invalid_option(certificate.where + ": the certificate cannot be used: " + reason_of_last());
   }
   if (SSL_CTX_use_PrivateKey(context_, key.get()) != 1) {
-    return invalid(private_key.where + ": the private key cannot be used: " + reason_of_last());
+    return detail::invalid_option(private_key.where + ": the private key cannot be used: " + reason_of_last());
   }
   for (std::size_t i = 1; i < chain.size(); ++i) {
     if (SSL_CTX_add1_chain_cert(context_, chain[i].get()) != 1) {
-      return invalid(certificate.where + ": certificate " + std::to_string(i + 1) +
-                     " in it cannot be used: " + reason_of_last());
+      return detail::invalid_option(certificate.where + ": certificate " + std::to_string(i + 1) +
+                                    " in it cannot be used: " + reason_of_last());
     }
   }
   return {};
@@ -485,8 +489,8 @@ Error TlsContext::trust(const char* file_option, const std::string& file, const 
   for (std::size_t i = 0; i < authorities.size(); ++i) {
     if (X509_STORE_add_cert(store, authorities[i].get()) != 1 ||
         (is_server_ && SSL_CTX_add_client_CA(context_, authorities[i].get()) != 1)) {
-      return invalid(text.where + ": certificate " + std::to_string(i + 1) +
-                     " in it cannot be used: " + reason_of_last());
+      return detail::invalid_option(text.where + ": certificate " + std::to_string(i + 1) +
+                                    " in it cannot be used: " + reason_of_last());
     }
   }
   X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN);
@@ -540,7 +544,7 @@ void TlsConnection::expect(std::string_view host) {
   if (!name.empty() && name.back() == '.') name.pop_back();
   X509_VERIFY_PARAM* const parameters = SSL_get0_param(ssl_);
   if (name.empty()) {
-    if (context_->verifies_) misuse_ = invalid("no host name to check the server's certificate for");
+    if (context_->verifies_) misuse_ = detail::invalid_option("no host name to check the server's certificate for");
   } else if (is_numeric_address(name)) {
     if (X509_VERIFY_PARAM_set1_ip_asc(parameters, name.c_str()) != 1) throw std::bad_alloc();
   } else {
@@ -548,7 +552,7 @@ void TlsConnection::expect(std::string_view host) {
     if (name.find('\0') != std::string::npos ||
         X509_VERIFY_PARAM_set1_host(parameters, name.data(), name.size()) != 1 ||
         SSL_set_tlsext_host_name(ssl_, name.c_str()) != 1) {
-      misuse_ = invalid("no name of a host: " + printable(name));
+      misuse_ = detail::invalid_option("no name of a host: " + printable(name));
     }
   }
   ERR_clear_error();

@@ -45,15 +45,12 @@ std::string quoted(std::string_view text) {
   return shown + (text.size() > most ? "...\"" : "\"");
 }
 
-Error invalid(const std::string& text) {
-  return Error(Errc::invalid_option, text);
-}
-
 /// What a server's options and a client's both have.
 template <class Options>
 Error validate_common(const Options& options) {
   if (!options.subprotocol.empty() && !detail::is_token(options.subprotocol)) {
-    return invalid("subprotocol is " + quoted(options.subprotocol) + ", must be empty or a token of HTTP");
+    return detail::invalid_option("subprotocol is " + quoted(options.subprotocol) +
+                                  ", must be empty or a token of HTTP");
   }
   Error error = detail::check_range<std::size_t>("max_header", options.max_header, least_header, most_header);
   if (!error) error = detail::check_duration("ping_interval", options.ping_interval);
@@ -61,11 +58,12 @@ Error validate_common(const Options& options) {
   if (error) return error;
   if (!options.deflate) return {};
   if (const int level = options.deflate->level; level < 0 || level > 9) {
-    return invalid("deflate.level is " + std::to_string(level) + ", must be from 1 to 9, or 0 for the default");
+    return detail::invalid_option("deflate.level is " + std::to_string(level) +
+                                  ", must be from 1 to 9, or 0 for the default");
   }
   if (const int bits = options.deflate->window_bits;
       bits < wire::least_deflate_window_bits || bits > wire::most_window_bits) {
-    return invalid("deflate.window_bits is " + std::to_string(bits) + ", must be from 9 to 15");
+    return detail::invalid_option("deflate.window_bits is " + std::to_string(bits) + ", must be from 9 to 15");
   }
   return {};
 }
@@ -77,16 +75,19 @@ Error validate(const WebSocketServerOptions& options) {
 }
 
 Error validate(const WebSocketClientOptions& options) {
-  if (!is_field_value(options.origin)) return invalid("origin is " + quoted(options.origin) + ", must be one line");
+  if (!is_field_value(options.origin))
+    return detail::invalid_option("origin is " + quoted(options.origin) + ", must be one line");
   for (const auto& [name, value] : options.headers) {
-    if (!detail::is_token(name)) return invalid("headers has the name " + quoted(name) + ", must be a token of HTTP");
+    if (!detail::is_token(name))
+      return detail::invalid_option("headers has the name " + quoted(name) + ", must be a token of HTTP");
     if (!is_field_value(value)) {
-      return invalid("headers has the value " + quoted(value) + " of " + name + ", must be one line");
+      return detail::invalid_option("headers has the value " + quoted(value) + " of " + name + ", must be one line");
     }
     for (const std::string_view own :
          {"Host", "Upgrade", "Connection", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol",
           "Sec-WebSocket-Extensions", "Origin", "Content-Length", "Transfer-Encoding"}) {
-      if (boost::beast::iequals(name, own)) return invalid("headers has " + name + ", which is the handshake's own");
+      if (boost::beast::iequals(name, own))
+        return detail::invalid_option("headers has " + name + ", which is the handshake's own");
     }
   }
   return validate_common(options);
@@ -101,7 +102,7 @@ using boost::beast::string_view;
 
 /// Packets up to this size are copied behind their frame headers; what is larger is written from where it lies.
 constexpr std::size_t direct_size = 16 * 1024;
-constexpr std::size_t batch_size = 64 * 1024;
+constexpr std::size_t frames_size = 64 * 1024;
 constexpr std::size_t most_direct_pieces = 16;
 /// Packets over this size are not compressed: that would take the thread too long, and what the socket does not take of
 /// them has to be kept.
@@ -110,8 +111,8 @@ constexpr std::size_t most_deflated = 512 * 1024;
 constexpr std::size_t most_pending_controls = 4 * 1024;
 
 std::span<std::byte> batch_buffer() {
-  static thread_local const auto buffer = std::make_unique_for_overwrite<std::byte[]>(batch_size);
-  return {buffer.get(), batch_size};
+  static thread_local const auto buffer = std::make_unique_for_overwrite<std::byte[]>(frames_size);
+  return {buffer.get(), frames_size};
 }
 
 /// Unpredictable mask keys, a few hundred for a call of the system.
@@ -856,13 +857,13 @@ WebSocketConnection::Front WebSocketConnection::deflate_front(Unsent& unsent, st
     return {.plain = size};
   }
   const std::size_t most = wire::max_frame_header + size + wire::detail::deflate_tail.size();
-  if (most <= batch_size) {
+  if (most <= frames_size) {
     if (room.size() < most) return {};
     const std::size_t length = put_deflated(unsent, size, room.first(most));
     if (length == 0) return {.plain = size};
     room = room.subspan(length);
   } else {
-    if (room.size() < batch_size) return {};
+    if (room.size() < frames_size) return {};
     pending_.resize(most);
     pending_.resize(put_deflated(unsent, size, pending_));
     pending_.shrink_to_fit();

@@ -634,6 +634,30 @@ TEST(OnConnectWithTheFirstMessage, AnswersTheLoginAndTakesItAway) {
   EXPECT_EQ(world.names, (std::vector<std::string>{"alice", "alice"}));
 }
 
+asio::awaitable<Admission> keep_first(std::vector<OwnedMessage>* kept, Session, OwnedMessage first) {
+  kept->push_back(std::move(first));
+  co_return Admission::accept();
+}
+
+TEST(OnConnectWithTheFirstMessage, CountsItAmongTheRequestsInFlight) {
+  World world({.session = {.max_requests_in_flight = 1}});
+  std::vector<OwnedMessage> kept;
+  world.server->on_connect(
+      [&kept](Session& session, OwnedMessage first) { return keep_first(&kept, session, std::move(first)); });
+  world.start();
+  auto& client = world.connect();
+  std::vector<std::string> answers;
+  for (const char* text : {"first", "second"}) {
+    client.async_request(text, [&](error_code, const Reply& reply) { answers.emplace_back(reply.text()); });
+  }
+  world.simulation.run();
+  ASSERT_EQ(kept.size(), 1U);
+  EXPECT_EQ(world.got.size(), 0U) << "handed out though one is owed";
+  kept[0].respond("done");
+  world.simulation.run();
+  EXPECT_EQ(answers, (std::vector<std::string>{"done", "served: second"}));
+}
+
 TEST(OnConnectWithTheFirstMessage, RefusesBehindTheAnswer) {
   Script script{.takes = 1s};
   World world;

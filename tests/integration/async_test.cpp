@@ -34,7 +34,7 @@ namespace asio = boost::asio;
 using asio::use_awaitable;
 
 /// A server that echoes, leaves "silence" unanswered, and a client of it.
-class Async : public testing::Test {
+class Async : public ::testing::Test {
  protected:
   void SetUp() override {
     server.transport.on_message([](Session& session, const Message& message) {

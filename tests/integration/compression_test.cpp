@@ -109,8 +109,8 @@ TEST(CompressionWhenSending, IsOffUnlessAskedForThoughThePeerCompresses) {
   expect_nothing_compressed(pair);
 }
 
-class EachCodec : public testing::TestWithParam<Compression> {};
-INSTANTIATE_TEST_SUITE_P(Codecs, EachCodec, testing::Values(Compression::zstd, Compression::zlib),
+class EachCodec : public ::testing::TestWithParam<Compression> {};
+INSTANTIATE_TEST_SUITE_P(Codecs, EachCodec, ::testing::Values(Compression::zstd, Compression::zlib),
                          [](const auto& param) { return param.param == Compression::zstd ? "zstd" : "zlib"; });
 
 TEST_P(EachCodec, OfASessionIsUsedForAllThatItSends) {

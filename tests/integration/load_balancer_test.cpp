@@ -48,7 +48,7 @@ struct NamedServer {
   TestServer server;
 };
 
-class Balancing : public testing::Test {
+class Balancing : public ::testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(wait_until([] { return library_threads() == 9; }));  // the servers'; they are named when they run

@@ -64,7 +64,7 @@ void expect_account(const PoolStats& stats) {
 }
 
 /// A server that echoes, leaves "silence" unanswered, and ends the session at "die".
-class Pool : public testing::Test {
+class Pool : public ::testing::Test {
  protected:
   void SetUp() override {
     server.transport.on_message([this](Session& session, const Message& message) {

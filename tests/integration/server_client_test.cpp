@@ -34,7 +34,7 @@ error_code request_error(ClientTransport& client, BytesView payload, const Reque
 
 // --- messages
 
-class PayloadSize : public testing::TestWithParam<std::size_t> {};
+class PayloadSize : public ::testing::TestWithParam<std::size_t> {};
 
 TEST_P(PayloadSize, IsAnsweredUnchangedInBothDirections) {
   TestServer server;
@@ -62,9 +62,9 @@ TEST_P(PayloadSize, ArrivesAsOneWayUnchangedInBothDirections) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Bytes, PayloadSize,
-                         testing::Values(0, 1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 256 * 1024 - 16, 256 * 1024,
-                                         mebibyte, 16 * mebibyte),
-                         testing::PrintToStringParamName());
+                         ::testing::Values(0, 1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 256 * 1024 - 16, 256 * 1024,
+                                           mebibyte, 16 * mebibyte),
+                         ::testing::PrintToStringParamName());
 
 TEST(Limits, APayloadOverTheLimitIsRefusedHereAndTheSessionGoesOn) {
   TestServer server;

@@ -54,7 +54,7 @@ struct Shared {
 };
 std::shared_ptr<Shared> shared;
 
-class CoroutinesOfSessions : public testing::Test {
+class CoroutinesOfSessions : public ::testing::Test {
  protected:
   CoroutinesOfSessions() { shared = std::make_shared<Shared>(); }
 };

@@ -78,9 +78,9 @@ ClientOptions careless() {
   return options;
 }
 
-testing::AssertionResult has(const std::string& text, std::string_view part) {
-  if (text.find(part) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "\"" << text << "\" does not say \"" << part << "\"";
+::testing::AssertionResult has(const std::string& text, std::string_view part) {
+  if (text.find(part) != std::string::npos) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << "\"" << text << "\" does not say \"" << part << "\"";
 }
 
 /// The server has told that handshake, and only that, and has no session.
@@ -107,7 +107,7 @@ struct Refused {
   friend std::ostream& operator<<(std::ostream& out, const Refused& refused) { return out << refused.name; }
 };
 
-class TlsOfAClient : public testing::TestWithParam<Refused> {};
+class TlsOfAClient : public ::testing::TestWithParam<Refused> {};
 
 TEST_P(TlsOfAClient, RefusesAServerAndBothSaySo) {
   ListenOptions options;
@@ -132,7 +132,7 @@ using std::chrono::system_clock;
 
 INSTANTIATE_TEST_SUITE_P(
     All, TlsOfAClient,
-    testing::Values(
+    ::testing::Values(
         Refused{"OfAnAuthorityTheSystemDoesNotKnow", [] { return server_identity(); }, [] { return ClientOptions{}; },
                 "unknown authority: the server's certificate is issued by CN=The authority", "unknown CA"},
         Refused{"OfAnotherAuthority",
@@ -262,7 +262,7 @@ TEST(Tls, TellsBothEndsOfEachOther) {
   EXPECT_EQ(other.session()->tls(), nullptr);
 }
 
-class TlsOfEachVersion : public testing::TestWithParam<TlsVersion> {
+class TlsOfEachVersion : public ::testing::TestWithParam<TlsVersion> {
  protected:
   static ListenOptions asking(ClientCertificates how) {
     ListenOptions options;
@@ -272,7 +272,7 @@ class TlsOfEachVersion : public testing::TestWithParam<TlsVersion> {
     return options;
   }
 };
-INSTANTIATE_TEST_SUITE_P(All, TlsOfEachVersion, testing::Values(TlsVersion::tls1_2, TlsVersion::tls1_3),
+INSTANTIATE_TEST_SUITE_P(All, TlsOfEachVersion, ::testing::Values(TlsVersion::tls1_2, TlsVersion::tls1_3),
                          [](const auto& each) { return each.param == TlsVersion::tls1_2 ? "Tls12" : "Tls13"; });
 
 TEST_P(TlsOfEachVersion, AClientsCertificateIsSeenInOnConnect) {

@@ -24,9 +24,9 @@ Endpoint at_path(Endpoint endpoint, std::string path) {
   return endpoint;
 }
 
-testing::AssertionResult has(const std::string& text, std::string_view part) {
-  if (text.find(part) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "\"" << text << "\" does not say \"" << part << "\"";
+::testing::AssertionResult has(const std::string& text, std::string_view part) {
+  if (text.find(part) != std::string::npos) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << "\"" << text << "\" does not say \"" << part << "\"";
 }
 
 Error connect(ClientTransport& client, const Endpoint& to) {
@@ -451,7 +451,7 @@ TEST(WebSocketBesideOthers, OneWithTlsAndOneWithoutDoNotUnderstandEachOther) {
 
 // --- frames
 
-class WebSocketFrames : public testing::Test {
+class WebSocketFrames : public ::testing::Test {
  protected:
   WebSocketFrames() {
     server.echo();

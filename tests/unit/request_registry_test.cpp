@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/start_time.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -25,8 +27,8 @@ using msgtrans::SessionId;
 using msgtrans::protocol::Duration;
 using msgtrans::protocol::RequestRegistry;
 using msgtrans::protocol::TimePoint;
+using msgtrans::test::start_time;
 
-const TimePoint start_time = TimePoint(987654321ns);
 constexpr TimePoint never = TimePoint::max();
 
 using Completion = std::unique_ptr<int>;

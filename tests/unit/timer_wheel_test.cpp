@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/start_time.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -19,8 +21,7 @@ using namespace std::chrono_literals;
 using msgtrans::protocol::Duration;
 using msgtrans::protocol::TimePoint;
 using msgtrans::protocol::TimerWheel;
-
-const TimePoint start_time = TimePoint(123456789ns);
+using msgtrans::test::start_time;
 
 struct Named : TimerWheel::Timer {
   explicit Named(int n = 0) : name(n) {}

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/start_time.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -12,8 +14,7 @@ namespace {
 using namespace std::chrono_literals;
 using msgtrans::protocol::TimePoint;
 using msgtrans::protocol::TokenBucket;
-
-const TimePoint start_time = TimePoint(987654321ns);
+using msgtrans::test::start_time;
 
 TEST(TokenBucket, ABurstPassesAtOnceAndThenTheRate) {
   TokenBucket bucket(10, 3, start_time);
