@@ -73,6 +73,7 @@ struct ServerOptions {
   std::size_t max_sessions_per_address = 0;
   /// What all sessions together may have queued for sending, in bytes on the wire; strict, counted with the message
   /// being added, but for answers: while these are over it, a session is handed nothing more until its own are written.
+  /// A message larger than all of it is taken only while nothing is queued.
   /// At the limit `send` says `would_block` whatever the session's policy, and `async_send` waits. 0: no limit.
   std::size_t outbound_bytes_total = 0;
 

@@ -271,6 +271,25 @@ TEST(Groups, JoiningInOnConnectWorksAndWhoIsRefusedIsNoMember) {
   EXPECT_EQ(crowd.groups.groups_of(refused.at(0)).size(), 0U);
 }
 
+TEST(Groups, WhoIsNotDecidedOnCannotJoinYet) {
+  Record<error_code> told;
+  Crowd crowd({}, [told](TestServer& server) {
+    server.transport.on_connect([told, came = server.came, groups = server.transport.groups()](
+                                    Session& session, AdmissionPromise promise) mutable {
+      Error error;
+      EXPECT_FALSE(groups.join("room", session.id(), error));
+      told.add(error.code);
+      came.add(session.id());
+      promise.decide(Admission::accept());
+    });
+  });
+  const std::size_t first = crowd.add();
+  EXPECT_EQ(told.at(0), Errc::not_found);
+  EXPECT_EQ(crowd.groups.count(), 0U);
+  EXPECT_TRUE(wait_until([&] { return crowd.server.transport.session_count() == 1; }));
+  EXPECT_TRUE(crowd.groups.join("room", crowd.id(first)));
+}
+
 TEST(Groups, OnlyOpenSessionsOfThisServerCanJoin) {
   Crowd crowd({.session = {.outbound_bytes = 64 * 1024}}), other;
   other.add();

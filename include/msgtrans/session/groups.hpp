@@ -27,8 +27,9 @@ class SessionRegistry;
 /// and then have changed nothing.
 class Groups {
  public:
-  /// From now on the session gets what is sent to the group. Also allowed in `on_connect`; who is refused there is no
-  /// member any more. \returns false if it was a member already. O(log groups), amortised, whatever the group's size.
+  /// From now on the session gets what is sent to the group. Also allowed in an `on_connect` that decides at once; who
+  /// is refused there is no member any more. One that decides later: `not_found` until the session is accepted.
+  /// \returns false if it was a member already. O(log groups), amortised, whatever the group's size.
   /// \throws Exception: `not_found` (no session of this server has that id, or it has ended), `closed` (it is ending),
   /// `too_many_groups` (`ServerOptions::max_groups_per_session`), or `invalid_option` (the name is empty or longer than
   /// `ServerOptions::max_group_name`).
