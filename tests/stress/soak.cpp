@@ -503,10 +503,10 @@ ServerOptions options_of_coroutines() {
                         .session = session_options()};
   options.session.slow_consumer = SlowConsumer::drop_oldest;
   options.session.outbound_bytes = 50'000;
-  options.session.packets_per_second = 3000;
-  options.session.packet_burst = 500;
-  options.session.bytes_per_second = 8'000'000;
-  options.session.byte_burst = 2'000'000;
+  options.session.packets_per_second = 2000;
+  options.session.packet_burst = 200;
+  options.session.bytes_per_second = 4'000'000;
+  options.session.byte_burst = 100'000;
   options.session.compression = {.codec = Compression::zstd, .threshold = 1000};
   return options;
 }
@@ -737,8 +737,8 @@ std::vector<Sample> run(std::chrono::seconds duration) {
     check_account(one.name, one.server, one.account, report);
   }
   deciders.join();
-  constexpr auto enough = 15s;  // for everything to have happened by chance
-  if (duration >= enough) check_effects(servers);
+  constexpr auto enough = 15s;  // for everything to have happened by chance, unless all is slow
+  if (duration >= enough && !sanitized) check_effects(servers);
   return samples;
 }
 
