@@ -786,9 +786,8 @@ int main(int argc, char** argv) {
   const auto [descriptors_first, descriptors_last] =
       first_and_last([](const Sample& sample) { return sample.descriptors; });
   std::printf(
-      "  first and last third: %.1f and %.1f MiB resident, %.1f and %.1f in use, %zu and %zu descriptors; %zu before "
-      "and "
-      "%zu after\n",
+      "  first and last third: %.1f and %.1f MiB resident, %.1f and %.1f in use, %zu and %zu descriptors; "
+      "%zu before and %zu after\n",
       mebibytes(resident_first), mebibytes(resident_last), mebibytes(used_first), mebibytes(used_last),
       descriptors_first, descriptors_last, descriptors_before, descriptors_after);
   // In a shorter run the first third is when pools and queues grow to their size.
