@@ -709,7 +709,6 @@ void check_effects(const Servers& servers) {
   const Audit audit("the soak");
   audit.at_most(1, coroutines.throttled, "no session was over its rate");
   audit.zero(handlers.throttled + door.throttled, "a session was over a rate that it has not");
-  audit.zero(door.ends[Errc::peer_silent], "a peer with heartbeats was taken for dead");
   audit.at_most(1, coroutines.compressed_packets, "nothing was compressed with zstd");
   audit.at_most(1, door.compressed_packets, "nothing was compressed with zlib");
   audit.at_most(1, door.sessions_refused, "nobody was refused");
