@@ -149,11 +149,19 @@ inline awaitable<void> talk_on(ClientTransport* client, Reconnecting* self, unsi
   }
 }
 
+inline std::uint64_t taken(const ClientStats& stats, const Reconnecting& self) {
+  return self.account.took + stats.requests;
+}
+
+inline std::uint64_t written_or_dropped(const ClientStats& stats) {
+  return stats.packets_out + stats.dropped_at_close + stats.dropped_oldest + stats.kept_dropped;
+}
+
 /// True when it has ended, and everything that it took is accounted for.
 inline bool is_balanced(const ClientTransport& client, const Reconnecting& self) {
   const auto stats = client.client_stats();
-  const auto took = self.account.took + stats.requests;
-  const auto accounted = stats.packets_out + stats.dropped_at_close + stats.dropped_oldest + stats.kept_dropped;
+  const auto took = taken(stats, self);
+  const auto accounted = written_or_dropped(stats);
   return !client.is_connected() && self.came == self.went && stats.connections == self.came &&
          (self.has_heartbeats ? took <= accounted : took == accounted) && client.request_stats().counts.pending == 0 &&
          self.greetings == 0;
@@ -164,8 +172,8 @@ inline void check_reconnecting(const ClientTransport& client, const Reconnecting
   const auto stats = client.client_stats();
   const auto requests = client.request_stats().counts;
   const auto& account = self.account;
-  const auto took = account.took + stats.requests;
-  const auto accounted = stats.packets_out + stats.dropped_at_close + stats.dropped_oldest + stats.kept_dropped;
+  const auto took = taken(stats, self);
+  const auto accounted = written_or_dropped(stats);
   audit.at_most(took, accounted, "more was taken than was written and dropped");
   if (!self.has_heartbeats) audit.equal(took, accounted, "what was taken is not what was written and dropped");
   audit.equal(self.came, stats.connections, "connections are miscounted");
