@@ -520,6 +520,7 @@ void Client::leave_series(std::uint64_t series) noexcept {
     kept_ = {};
     opening_ = false;
   }
+  send_timer_.reset();
   for (auto& lane : left) {
     for (auto& waiting : lane.waiting) waiting->finish(Errc::closed, *shard_);
   }

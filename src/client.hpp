@@ -191,6 +191,8 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   /// Under the lock: the session, if it is open for what is sent now.
   [[nodiscard]] SessionPtr usable() const noexcept;
   [[nodiscard]] bool has_room(std::size_t size) const noexcept;
+  /// Under the lock: for room among the kept.
+  [[nodiscard]] bool anybody_waits() const noexcept;
   void keep(Lane& lane, OutgoingCommandPtr& message);
   template <class Handler>
   void prepare_outgoing(OutgoingCommand& command, const Handler& handler);
@@ -205,6 +207,8 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   void finish_request(std::map<std::uint64_t, Retryable>::iterator which, error_code code, Reply reply) noexcept;
   void expire_requests() noexcept;
   void arm_requests() noexcept;
+  void expire_sends() noexcept;
+  void arm_sends(TimePoint deadline) noexcept;
   void cancel(const ClientOperation& operation) noexcept;
   [[nodiscard]] bool inside_on_connect() const noexcept { return Shard::current() == shard_.get() && in_on_connect_; }
 
@@ -237,6 +241,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   std::shared_ptr<Attempt> attempt_;
   std::optional<Timer> backoff_timer_;  // or how long a close may take
   std::optional<Timer> request_timer_;
+  std::optional<Timer> send_timer_;
   std::map<std::uint64_t, Retryable> requests_;  // in the order in which they were made
   std::uint64_t last_request_ = 0;
   bool in_on_connect_ = false;

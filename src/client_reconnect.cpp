@@ -80,6 +80,7 @@ ClientStats Client::client_stats() const {
   stats.bytes_in = counters.connections.bytes_in.value();
   stats.bytes_out = counters.connections.bytes_out.value();
   stats.dropped_at_close = counters.dropped_at_close.value();
+  stats.dropped_inbound = counters.dropped_inbound.value();
   stats.dropped_oldest = counters.dropped_oldest.value();
   stats.requests = counters.requests.sent.value();
   stats.requests_timed_out = counters.requests.timed_out.value();
@@ -103,6 +104,10 @@ SessionPtr Client::usable() const noexcept {
 
 bool Client::has_room(std::size_t size) const noexcept {
   return kept_.packets < options_.reconnect.keep_packets && size <= options_.reconnect.keep_bytes - kept_.bytes;
+}
+
+bool Client::anybody_waits() const noexcept {
+  return std::ranges::any_of(lanes_, [](const Lane& lane) { return !lane.waiting.empty(); });
 }
 
 /// Under the lock. \throws std::bad_alloc, and nothing has changed.
@@ -239,6 +244,8 @@ void Client::start_send(OutgoingCommandPtr message, SendHandler handler) {
   Lane& lane = lanes_[lane_of(message->header)];
   auto told = OutgoingCommand::make(nullptr, message->kind, message->header, {}, {});
   prepare_outgoing(*message, handler);
+  const bool timed = message->timeout.count() != 0;
+  const TimePoint deadline = timed ? Clock::now() + message->timeout : TimePoint::max();
   enum class Fate { none, session, kept, waits } fate = Fate::none;
   {
     const std::lock_guard lock(mutex_);
@@ -253,6 +260,7 @@ void Client::start_send(OutgoingCommandPtr message, SendHandler handler) {
         keep(lane, message);
       } else {
         fate = Fate::waits;
+        message->deadline = deadline;
         message->on_sent.swap(handler);
         lane.waiting.push_back(std::move(message));
       }
@@ -261,7 +269,9 @@ void Client::start_send(OutgoingCommandPtr message, SendHandler handler) {
   switch (fate) {
     case Fate::none: message->refusal = Errc::closed; [[fallthrough]];
     case Fate::session: message->operation = nullptr; return detail::start_send(std::move(message), std::move(handler));
-    case Fate::waits: return;
+    case Fate::waits:
+      if (timed) insist([&] { shard_->post([self = shared_from_this(), deadline] { self->arm_sends(deadline); }); });
+      return;
     case Fate::kept: break;
   }
   told->on_sent.swap(handler);
@@ -529,6 +539,57 @@ void Client::expire_requests() noexcept {
     finish_request(one, Errc::request_timeout, {});
   }
   arm_requests();
+}
+
+/// For those who wait for room among what is kept.
+void Client::arm_sends(TimePoint deadline) noexcept {
+  if (send_timer_ && send_timer_->expiry() <= deadline) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!anybody_waits()) return;  // a timer would keep the context running
+  }
+  insist([&] {
+    send_timer_.emplace(shard_->executor(), deadline);
+    send_timer_->async_wait([weak = weak_from_this()](const error_code& cancelled) {
+      const auto self = weak.lock();
+      if (cancelled || !self) return;
+      Shard::Scope scope(*self->shard_);
+      self->expire_sends();
+    });
+  });
+}
+
+void Client::expire_sends() noexcept {
+  send_timer_.reset();
+  const TimePoint now = Clock::now();
+  TimePoint next = TimePoint::max();
+  std::size_t most = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& lane : lanes_) most += lane.waiting.size();
+  }
+  std::vector<OutgoingCommandPtr> late;
+  insist([&] { late.reserve(most); });
+  {
+    // One pass, however many there are: thousands may wait, and expire one after the other.
+    const std::lock_guard lock(mutex_);
+    for (auto& lane : lanes_) {
+      auto stays = lane.waiting.begin();
+      for (auto& waiter : lane.waiting) {
+        if (waiter->deadline <= now && late.size() < most) {
+          late.push_back(std::move(waiter));
+          continue;
+        }
+        next = std::min(next, waiter->deadline);
+        if (&*stays != &waiter) *stays = std::move(waiter);
+        ++stays;
+      }
+      lane.waiting.erase(stays, lane.waiting.end());
+    }
+  }
+  for (auto& waiter : late) waiter->finish(Errc::send_timeout, *shard_);
+  for (std::size_t lane = 0; lane < lane_count; ++lane) admit_waiting(lane);
+  if (next != TimePoint::max()) arm_sends(next);
 }
 
 void Client::cancel(const ClientOperation& operation) noexcept {

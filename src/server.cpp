@@ -712,6 +712,7 @@ ServerStats Server::stats() const {
     sum.unhandled += counters.unhandled.value();
     sum.dropped_oldest += counters.dropped_oldest.value();
     sum.dropped_at_close += counters.dropped_at_close.value();
+    sum.dropped_inbound += counters.dropped_inbound.value();
     sum.queued_bytes += counters.queued_bytes.value();
     sum.queued_packets += counters.queued_packets.value();
     sum.requests_received += counters.requests_received.value();

@@ -165,6 +165,7 @@ SessionStats SessionState::stats() const noexcept {
                      .most_queued_bytes = most_queued_.load(std::memory_order_relaxed),
                      .dropped_oldest = dropped_oldest_.value(),
                      .dropped_at_close = dropped_at_close_.value(),
+                     .dropped_inbound = protocol_.dropped_inbound(),
                      .compressed_packets = compressed_packets_.value(),
                      .compressed_bytes_before = compressed_bytes_before_.value(),
                      .compressed_bytes_after = compressed_bytes_after_.value(),
@@ -729,7 +730,8 @@ void SessionState::take(OutgoingCommandPtr command) noexcept {
     // Not the turn's beginning: no request may time out early.
     const bool timed = command->timeout.count() != 0;
     if (timed || command->kind == OutgoingCommand::Kind::request) command->started = Clock::now();
-    if (timed) command->deadline = command->started + command->timeout;
+    // A client's that has waited for its session has its deadline from then.
+    if (timed) command->deadline = std::min(command->deadline, command->started + command->timeout);
     const std::size_t lane = high_priority(command->header) ? 1 : 0;
     const bool first = !waiting_ || waiting_->lanes[lane].empty();
     if (!command->reserved && (!first || !reserve_waited(*command))) {
@@ -1117,7 +1119,7 @@ void SessionState::refuse(const Error& reason) noexcept {
   refuse_waiting();
   fail_requests();
   drop_outbound();
-  protocol_.release();
+  release_protocol();
   try {
     // In order, as far as that goes without waiting: else the peer would take it for a cut.
     if (link_.connection) (void)link_.connection->shut_down(reason);
@@ -1295,6 +1297,11 @@ void SessionState::set_actor(std::shared_ptr<ActorCore<OwnedMessage>> actor) {
     if (self->is_open()) self->close(failure ? failure : Error(Errc::closed_by_user, "its coroutine has ended"));
   };
   actor_ = std::move(actor);
+}
+
+void SessionState::release_protocol() noexcept {
+  protocol_.release();
+  shard_->counters().dropped_inbound.add(protocol_.dropped_inbound());
 }
 
 void SessionState::release_actor() noexcept {
@@ -1551,7 +1558,7 @@ void SessionState::finish() noexcept {
   publish_answers();
   publish_queued({});
   release_actor();
-  protocol_.release();
+  release_protocol();
   shard_->timers().disarm(timer_);
   link_.end_watch(shard_->poller(), *this);
   link_ = {};

@@ -328,6 +328,7 @@ class SessionState final : public ShardMember, private Poller::Watcher {
                     std::span<const std::byte> payload) noexcept;
   void deliver_to_actor(const Message& message);
   void release_actor() noexcept;
+  void release_protocol() noexcept;
   void write_out();
   /// The same without copying.
   void hand_over();

@@ -140,7 +140,7 @@ class Shard : public std::enable_shared_from_this<Shard> {
   /// Written by the shard, read by anybody.
   struct Counters {
     protocol::Counter sessions_refused, accept_failures, protocol_errors, handler_failures, unhandled, dropped_oldest,
-        dropped_at_close, unmatched_responses, sessions_swept, handshake_failures, compressed_packets,
+        dropped_at_close, dropped_inbound, unmatched_responses, sessions_swept, handshake_failures, compressed_packets,
         compressed_bytes_before, compressed_bytes_after, incompressible_packets, requests_received, answers_sent;
     // sessions_refused by reason
     protocol::Counter refused_sessions, refused_address, refused_rate, refused_address_rate, refused_on_connect,

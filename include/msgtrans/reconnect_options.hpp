@@ -98,6 +98,7 @@ struct ClientStats {
   std::uint64_t bytes_in = 0;             ///< bytes received
   std::uint64_t bytes_out = 0;            ///< bytes written
   std::uint64_t dropped_at_close = 0;     ///< packets a connection had accepted, but not written when it ended
+  std::uint64_t dropped_inbound = 0;      ///< whole packets read, but not handed out when a connection ended
   std::uint64_t dropped_oldest = 0;       ///< packets dropped by `SlowConsumer::drop_oldest`
   std::uint64_t requests = 0;             ///< sent, each time counted
   std::uint64_t requests_timed_out = 0;   ///< of those

@@ -134,6 +134,7 @@ struct ServerStats {
   std::uint64_t unhandled = 0;            ///< messages received while there was no `on_message`
   std::uint64_t dropped_oldest = 0;       ///< packets dropped by `SlowConsumer::drop_oldest`
   std::uint64_t dropped_at_close = 0;     ///< packets accepted, but not written when their session ended
+  std::uint64_t dropped_inbound = 0;      ///< whole packets read, but not handed out when their session ended
   std::uint64_t queued_bytes = 0;         ///< in outbound queues now: what connections do not take for the moment
   std::uint64_t queued_packets = 0;       ///< the same
   std::uint64_t requests_received = 0;    ///< requests of peers

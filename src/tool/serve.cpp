@@ -59,7 +59,7 @@ struct Serve {
 };
 
 void print_summary(const ServerStats& stats, const StopReport& report, bool compresses, bool as_json) {
-  const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close;
+  const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close + stats.dropped_inbound;
   if (as_json) {
     const nlohmann::ordered_json summary{{"sessions", stats.sessions_total},
                                          {"refused", stats.sessions_refused},

@@ -59,6 +59,11 @@ Json to_json(const ControlStats& control) {
           {"subscribers", control.subscribers}};
 }
 
+Json to_json(const RefusalCounts& refusals) {
+  return {{"sessions", refusals.sessions},         {"address", refusals.address},       {"rate", refusals.rate},
+          {"address_rate", refusals.address_rate}, {"on_connect", refusals.on_connect}, {"timeout", refusals.timeout}};
+}
+
 Json to_json(const ListenerStats& listener) {
   return {{"url", listener.endpoint.url()},
           {"sessions", listener.sessions},
@@ -76,6 +81,8 @@ Json to_json(const ServerStats& stats) {
   return {{"sessions", stats.sessions},
           {"sessions_total", stats.sessions_total},
           {"sessions_refused", stats.sessions_refused},
+          {"refusals", to_json(stats.refusals)},
+          {"awaiting_admission", stats.awaiting_admission},
           {"sessions_swept", stats.sessions_swept},
           {"accept_failures", stats.accept_failures},
           {"handshake_failures", stats.handshake_failures},
@@ -87,11 +94,16 @@ Json to_json(const ServerStats& stats) {
           {"packets_out", stats.packets_out},
           {"bytes_in", stats.bytes_in},
           {"bytes_out", stats.bytes_out},
+          {"throttled", stats.throttled},
+          {"rejected_inbound", stats.rejected_inbound},
+          {"rejected_outbound", stats.rejected_outbound},
+          {"interceptor_failures", stats.interceptor_failures},
           {"queued_packets", stats.queued_packets},
           {"queued_bytes", stats.queued_bytes},
           {"unhandled", stats.unhandled},
           {"dropped_oldest", stats.dropped_oldest},
           {"dropped_at_close", stats.dropped_at_close},
+          {"dropped_inbound", stats.dropped_inbound},
           {"unmatched_responses", stats.unmatched_responses},
           {"requests_received", stats.requests_received},
           {"answers_sent", stats.answers_sent},
@@ -161,8 +173,8 @@ void StatisticsPrinter::print() {
         "dropped %llu, refused %llu, protocol errors %llu",
         elapsed, stats.sessions, in, bytes_in / mega, out, bytes_out / mega,
         static_cast<unsigned long long>(stats.queued_packets), static_cast<double>(stats.queued_bytes) / mega,
-        more(&ServerStats::dropped_oldest) + more(&ServerStats::dropped_at_close), more(&ServerStats::sessions_refused),
-        more(&ServerStats::protocol_errors));
+        more(&ServerStats::dropped_oldest) + more(&ServerStats::dropped_at_close) + more(&ServerStats::dropped_inbound),
+        more(&ServerStats::sessions_refused), more(&ServerStats::protocol_errors));
     if (const auto latency = stats.request_latency.since(before_.request_latency); !latency.empty()) {
       std::printf(", %.1f answers/s p50 %.3f ms p99 %.3f ms", static_cast<double>(latency.count()) / passed,
                   microseconds(latency.quantile(0.5)) / 1000, microseconds(latency.quantile(0.99)) / 1000);

@@ -692,6 +692,95 @@ TEST(Kept, AnAsyncSendOfAConnectedClientWaitsForRoomNoLongerThanItMay) {
   EXPECT_GE(world.simulation.now() - begun, 2s);
 }
 
+TEST(Kept, AnAsyncSendWaitsForRoomAmongTheKeptNoLongerThanItMay) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  ReconnectOptions options = plain;
+  options.keep_packets = 1;
+  auto& client = world.make(options);
+  ASSERT_FALSE(world.connect(host));
+  host.stop();
+  std::map<std::string, error_code> done;
+  std::map<std::string, Simulation::Clock::duration> after;
+  const auto begun = world.simulation.now();
+  const auto send = [&](const std::string& text, std::chrono::milliseconds timeout, bool high_priority = false) {
+    client.async_send(text, {.high_priority = high_priority, .timeout = timeout}, [&, text](error_code code) {
+      done[text] = code;
+      after[text] = world.simulation.now() - begun;
+    });
+  };
+  send("kept", 1s);
+  send("late", 2s);
+  send("for ever", 0ms);
+  send("later", 3s);
+  send("earlier", 1500ms, true);
+  send("in time", 1h);
+  world.simulation.advance(10s);
+  EXPECT_EQ(done.size(), 4U);
+  EXPECT_FALSE(done.at("kept"));
+  for (const auto& [text, wait] : {std::pair("late", 2000ms), {"later", 3000ms}, {"earlier", 1500ms}}) {
+    EXPECT_EQ(done.at(text), error_code(Errc::send_timeout));
+    EXPECT_GE(after.at(text), wait);
+    EXPECT_LT(after.at(text), wait + 10ms);
+  }
+  host.start();
+  world.simulation.advance(1min);
+  EXPECT_EQ(host.got, (Strings{"kept", "for ever", "in time"}));
+  EXPECT_FALSE(done.at("for ever"));
+  EXPECT_FALSE(done.at("in time"));
+}
+
+TEST(Kept, AnAsyncSendThatWaitsForTheClientAndThenForItsSessionHasOneTimeout) {
+  World world;
+  auto& host = world.host();
+  host.start();
+  ReconnectOptions options = plain;
+  options.keep_packets = 1;
+  auto& client = world.make(options, {.outbound_packets = 1, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
+  ASSERT_FALSE(world.connect(host));
+  host.stop();
+  ASSERT_EQ(client.send("kept"), SendResult::queued);
+  const auto begun = world.simulation.now();
+  std::optional<error_code> told;
+  client.async_send("late", {.timeout = 60s}, [&](error_code code) { told = code; });
+  world.simulation.advance(40s);
+  world.simulation.set_faults({.stall = 1, .longest_stall = std::chrono::hours(10)});
+  world.at_connect = [](Session& session) { EXPECT_EQ(session.send("fills it"), SendResult::queued); };
+  host.start();
+  ASSERT_TRUE(world.simulation.run_until([&] { return told.has_value(); }, 10min));
+  EXPECT_EQ(world.count("again 1") + world.count("again 2") + world.count("again 3"), 0);
+  EXPECT_EQ(told, error_code(Errc::send_timeout));
+  EXPECT_GE(world.simulation.now() - begun, 60s);
+  EXPECT_LT(world.simulation.now() - begun, 61s);
+}
+
+TEST(Kept, ATimeoutThatIsNotNeededAnyMoreKeepsNoContextRunning) {
+  asio::io_context context;
+  ClientTransport client({.executor = context.get_executor(), .reconnect = {.enabled = true, .keep_packets = 1}});
+  const std::string name = unused_name();
+  std::optional<ServerTransport> server;
+  server.emplace(ServerOptions{.executors = {context.get_executor()}});
+  server->listen(in_process(name));
+  server->start();
+  bool connected = false;
+  client.async_connect("inproc://" + name, [&](error_code code) { connected = !code; });
+  while (!connected) context.run_one();
+  std::vector<error_code> done;
+  const auto noted = [&](error_code code) { done.push_back(code); };
+  server.reset();
+  while (client.is_connected()) context.run_one();
+  client.async_send("0", {.timeout = 1h}, noted);
+  client.async_send("1", {.timeout = 1h}, noted);
+  while (done.empty()) context.run_one();
+  client.close();
+  const auto begun = std::chrono::steady_clock::now();
+  context.restart();
+  context.run();
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, 1min);
+  EXPECT_EQ(done, (std::vector<error_code>{{}, make_error_code(Errc::closed)}));
+}
+
 TEST(Kept, WithHighPriorityIsSentFirst) {
   World world;
   auto& host = world.host();

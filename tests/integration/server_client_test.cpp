@@ -687,6 +687,60 @@ TEST(Admission, SendsOfARefusedSessionAreCountedAsDropped) {
 
 // --- the end of a session
 
+TEST(End, CountsWhatWasReadAndNotHandedOut) {
+  TestServer server({.session = {.max_requests_in_flight = 2, .read_stall_timeout = 0ms}});
+  Record<std::shared_ptr<OwnedMessage>> kept;  // so that nothing more is handed out
+  server.transport.on_message([kept](Session&, const Message& message) mutable {
+    kept.add(std::make_shared<OwnedMessage>(message.retain()));
+  });
+  SessionStats at_the_end;
+  Record<error_code> ends;
+  server.transport.on_disconnect([&at_the_end, ends](Session& session, const Error& reason) mutable {
+    at_the_end = session.stats();
+    ends.add(reason.code);
+  });
+  server.start();
+  RawPeer peer(server.endpoint);
+  Bytes bytes;
+  for (std::uint32_t id = 1; id <= 11; ++id) {
+    const Bytes one = request(id, "to wait");
+    bytes.insert(bytes.end(), one.begin(), id == 11 ? one.end() - 1 : one.end());
+  }
+  peer.send(bytes);
+  Session session = server.session(peer);
+  ASSERT_TRUE(wait_until([&] { return session.stats().bytes_in >= bytes.size(); }));
+  ASSERT_TRUE(kept.wait_for(2));
+  EXPECT_EQ(session.stats().dropped_inbound, 0U) << "they wait";
+  peer.reset();
+  ASSERT_TRUE(ends.wait_for(1));
+  EXPECT_EQ(at_the_end.packets_in, 2U);
+  EXPECT_EQ(at_the_end.dropped_inbound, 8U) << "and what is not whole is no packet";
+  EXPECT_EQ(server.transport.stats().dropped_inbound, 8U);
+}
+
+TEST(End, CountsWhatAClientHasReadAndNotHandedOut) {
+  RawListener listener;
+  ClientTransport client({.session = {.max_requests_in_flight = 3, .first_packet_timeout = 0ms}});
+  Record<std::shared_ptr<OwnedMessage>> kept;
+  client.on_message([kept](Session&, const Message& message) mutable {
+    kept.add(std::make_shared<OwnedMessage>(message.retain()));
+  });
+  std::thread connects([&] { client.connect(listener.endpoint().url()); });
+  RawPeer peer = listener.accept();
+  connects.join();
+  Bytes bytes;
+  for (std::uint32_t id = 1; id <= 10; ++id) {
+    const Bytes one = request(id, "to wait");
+    bytes.insert(bytes.end(), one.begin(), one.end());
+  }
+  peer.send(bytes);
+  ASSERT_TRUE(wait_until([&] { return client.client_stats().bytes_in >= bytes.size(); }));
+  ASSERT_TRUE(kept.wait_for(3));
+  client.close();
+  EXPECT_EQ(client.client_stats().packets_in, 3U);
+  EXPECT_EQ(client.client_stats().dropped_inbound, 7U);
+}
+
 TEST(End, HasTheReasonOfWhatHappened) {
   const auto ended_by = [](auto peer_does) {
     TestServer server;

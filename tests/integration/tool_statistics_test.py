@@ -94,6 +94,11 @@ class StatisticsTest(unittest.TestCase):
         summary, last = objects[-1], objects[-2]
         self.assertNotIn("server", summary)
         self.assertEqual(last["server"]["sessions_refused"], 1)
+        self.assertEqual(last["server"]["refusals"], {"sessions": 1, "address": 0, "rate": 0, "address_rate": 0,
+                                                      "on_connect": 0, "timeout": 0})
+        for name in ("awaiting_admission", "throttled", "rejected_inbound", "rejected_outbound",
+                     "interceptor_failures", "dropped_inbound"):
+            self.assertEqual(last["server"][name], 0, name)
         self.assertEqual(last["server"]["sessions_total"], summary["sessions"])
         self.assertEqual(last["server"]["packets_in"], summary["packets_in"])
         self.assertEqual(last["server"]["sessions"], 0)

@@ -10,6 +10,7 @@
 #include "support/sanitized.hpp"
 
 #include <algorithm>
+#include <any>
 #include <array>
 #include <atomic>
 #include <boost/asio/bind_cancellation_slot.hpp>
@@ -91,7 +92,7 @@ void join(const Groups& groups, std::string_view name, SessionId session) {
 /// Joins, leaves, and says something to the others.
 void use_groups(const Groups& groups, Account& account, SessionId session, std::string_view text,
                 std::mt19937& numbers) {
-  if (text == "hello") join(groups, everybody, session);
+  if (text.starts_with(hello)) join(groups, everybody, session);
   if (soak->ending) return;
   switch (numbers() % 40) {
     case 0:
@@ -170,6 +171,10 @@ void prepare(ServerTransport& server, Account& account) {
     ++account.went;
     if (reason.code == Errc::stopping || reason.code == Errc::drain_expired) ++account.drained;
     if (!reason) soak->fail("a session ended without a reason");
+    const auto* const greeting = std::any_cast<std::string>(&session.user_data());
+    if (reason.code == Errc::peer_silent && greeting != nullptr && *greeting == hello_with_heartbeats) {
+      soak->fail("somebody who sends heartbeats is taken for silent");
+    }
     check_left(groups, session.id());
   });
   server.on_error([&account](const ErrorEvent& event) { account.errors.add(event.error.code); });
@@ -211,7 +216,7 @@ awaitable<void> decide(Account* account, OwnedMessage first, AdmissionPromise pr
   if (first.is_request()) note_sent(*account, first.respond(first.payload()));
   ++(what < 6 ? account->refuses : account->accepts);
   if (what < 3) co_return;  // drops the promise
-  promise.decide(what < 6 ? Admission::refuse("by chance") : Admission::accept());
+  promise.decide(what < 6 ? Admission::refuse("by chance") : Admission::accept(std::string(first.text())));
 }
 
 void let_decide(asio::thread_pool& deciders, Account& account, const Groups& groups, const Session& session,
@@ -672,8 +677,8 @@ void check_nothing_is_left(const char* name, ServerTransport& server, Account& a
   bool admitted = false;
   for (int i = 0; i < 20 && !admitted; ++i) {  // it may be refused, by chance
     last.connect(url, error);
-    (void)last.send("hello");  // the first one, and one that is handed out
-    (void)last.send("hello");
+    (void)last.send(hello);  // the first one, and one that is handed out
+    (void)last.send(hello);
     admitted = wait_until([&] { return groups.size(everybody) == 1 || !last.is_connected(); }) && last.is_connected();
   }
   audit.equal(server.session_count(), 1, "the last one is not served");
@@ -712,6 +717,8 @@ void check_effects(const Servers& servers) {
   audit.at_most(1, coroutines.compressed_packets, "nothing was compressed with zstd");
   audit.at_most(1, door.compressed_packets, "nothing was compressed with zlib");
   audit.at_most(1, door.sessions_refused, "nobody was refused");
+  audit.at_most(1, handlers.dropped_inbound + coroutines.dropped_inbound,
+                "nothing that was read was lost with its end");
   audit.at_most(1, soak->handlers.drained + soak->coroutines.drained + soak->door.drained, "no session was drained");
   audit.at_most(soak->reconnections.lives + 1, soak->reconnections.connections, "nobody has connected again");
   audit.at_most(1, soak->handlers.in.rejected + soak->coroutines.in.rejected, "nothing was rejected");

@@ -1196,6 +1196,41 @@ TEST(SessionProtocol, CountsWhatWentInAndOut) {
   EXPECT_EQ(owner.session.bytes_out(), 1250U);
 }
 
+TEST(SessionProtocol, CountsWholePacketsThatWereReadAndNotHandedOutWhenItEnds) {
+  const auto aborted = [](Owner& owner) { owner.session.abort(Errc::connection_lost); };
+  const auto closed = [](Owner& owner) { owner.session.close(Errc::closed_by_user, owner.now); };
+  const std::array<std::function<void(Owner&)>, 2> ends{aborted, closed};
+  for (const auto& end : ends) {
+    Owner held;
+    held.session.hold(true);
+    held.receive(requests(1, 7) + Bytes(5, std::byte{1}));
+    EXPECT_EQ(held.session.dropped_inbound(), 0U) << "they wait";
+    end(held);
+    held.session.release();
+    EXPECT_EQ(held.session.dropped_inbound(), 7U);
+    EXPECT_EQ(held.session.packets_in(), 0U);
+
+    Owner in_a_handler;
+    in_a_handler.during = [&] {
+      if (in_a_handler.packets.size() == 3) end(in_a_handler);
+    };
+    in_a_handler.receive(requests(1, 9));
+    EXPECT_EQ(in_a_handler.session.dropped_inbound(), 6U);
+    in_a_handler.receive(requests(10, 20));
+    in_a_handler.session.release();
+    EXPECT_EQ(in_a_handler.session.dropped_inbound(), 6U) << "what comes after the end is not";
+    EXPECT_EQ(in_a_handler.session.packets_in(), 3U);
+  }
+}
+
+TEST(SessionProtocol, CountsNothingAsReadOfWhatBreaksTheProtocol) {
+  Owner owner;
+  owner.receive(requests(1, 2) + Bytes(100, std::byte{0xff}));
+  owner.session.release();
+  EXPECT_EQ(owner.session.packets_in(), 2U);
+  EXPECT_EQ(owner.session.dropped_inbound(), 0U);
+}
+
 TEST(SessionProtocol, MessageIdsCountFromOne) {
   Owner owner;
   EXPECT_EQ(owner.session.next_message_id(), 1U);

@@ -15,6 +15,7 @@
 #include <msgtrans/wire/compression.hpp>
 #include <msgtrans/wire/decoder.hpp>
 #include <msgtrans/wire/message_id.hpp>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -282,7 +283,7 @@ class SessionProtocol {
 
   /// After the end: gives back all memory taken from the shared resources, which are not used again.
   void release() noexcept {
-    decoder_.clear();
+    drop_read();
     if (queue_) {
       queue_->clear();
       shared_->queues.give(std::move(queue_));
@@ -347,6 +348,8 @@ class SessionProtocol {
   [[nodiscard]] std::uint64_t packets_out() const noexcept { return packets_out_.value(); }
   [[nodiscard]] std::uint64_t bytes_in() const noexcept { return bytes_in_.value(); }
   [[nodiscard]] std::uint64_t bytes_out() const noexcept { return bytes_out_.value(); }
+  /// Whole packets that were read before the end and not handed out; final after `release`.
+  [[nodiscard]] std::uint64_t dropped_inbound() const noexcept { return dropped_inbound_.value(); }
 
  private:
   /// Whether the next packet may be handed out: between the marks it stays as it was.
@@ -443,16 +446,27 @@ class SessionProtocol {
   /// The lent bytes that are left are kept for `resume`.
   void park() {
     parked_ = false;
-    if (!accepts()) return decoder_.clear();
+    if (!accepts()) return drop_read();
     try {
       decoder_.park();
     } catch (...) {
       // They are gone with the loan, and what came after them would be garbage.
-      decoder_.clear();
+      drop_read();
       muted_ = true;
       throw;
     }
     parked_ = decoder_.has_partial();
+  }
+
+  /// What was read before the end and is left is not handed out any more.
+  void drop_read() noexcept {
+    try {
+      wire::PacketView packet;
+      while (decoder_.next(packet) == wire::Decoder::Status::packet) dropped_inbound_.add(1);
+    } catch (const std::bad_alloc&) {
+      // For a packet that is not whole: all others have been counted.
+    }
+    decoder_.clear();
   }
 
   void set_reason(Error reason) {
@@ -497,6 +511,7 @@ class SessionProtocol {
   Counter packets_out_;
   Counter bytes_in_;
   Counter bytes_out_;
+  Counter dropped_inbound_;
 };
 
 }  // namespace msgtrans::protocol

@@ -80,6 +80,7 @@ struct SessionStats {
   std::size_t most_queued_bytes = 0;
   std::uint64_t dropped_oldest = 0;    ///< packets dropped by `SlowConsumer::drop_oldest`
   std::uint64_t dropped_at_close = 0;  ///< packets accepted, but not written when the session ended
+  std::uint64_t dropped_inbound = 0;   ///< whole packets that came, but were not handed out when the session ended
   RequestCounts requests = {};         ///< that were made through this session
   // What was accepted for sending:
   std::uint64_t compressed_packets = 0;       ///< whose payload was compressed ...

@@ -16,12 +16,16 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace msgtrans::test::soaking {
 
 namespace asio = boost::asio;
 using Counter = std::atomic<std::uint64_t>;
+
+inline constexpr std::string_view hello = "hello";
+inline constexpr std::string_view hello_with_heartbeats = "hello, I send heartbeats";
 
 inline constexpr auto as_result = asio::as_tuple(asio::use_awaitable);
 

@@ -64,10 +64,11 @@ inline std::vector<std::string> some_urls(std::mt19937& numbers) {
 
 /// Says who it is, as the door wants it.
 inline void greet(Reconnecting& self, Session& session) {
-  if (chance()() % 2 == 0) return note_sent(self.account, session.send("hello"));
+  const auto greeting = self.has_heartbeats ? hello_with_heartbeats : hello;
+  if (chance()() % 2 == 0) return note_sent(self.account, session.send(greeting));
   ++soak->begun;
   ++self.greetings;
-  session.async_request("hello", {.timeout = 2s},
+  session.async_request(greeting, {.timeout = 2s},
                         [keep = self.shared_from_this()](const error_code& code, const Reply&) {
                           note_request(keep->account, code, true);
                           --keep->greetings;
