@@ -712,6 +712,7 @@ TEST(End, CountsWhatWasReadAndNotHandedOut) {
   ASSERT_TRUE(kept.wait_for(2));
   EXPECT_EQ(session.stats().dropped_inbound, 0U) << "they wait";
   peer.reset();
+  if (!has_socket(server.endpoint)) session.close();  // within the process the reset comes behind what was written
   ASSERT_TRUE(ends.wait_for(1));
   EXPECT_EQ(at_the_end.packets_in, 2U);
   EXPECT_EQ(at_the_end.dropped_inbound, 8U) << "and what is not whole is no packet";
