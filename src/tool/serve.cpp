@@ -59,7 +59,7 @@ struct Serve {
 };
 
 void print_summary(const ServerStats& stats, const StopReport& report, bool compresses, bool as_json) {
-  const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close + stats.dropped_inbound;
+  const std::uint64_t dropped = stats.dropped_oldest + stats.dropped_at_close;
   if (as_json) {
     const nlohmann::ordered_json summary{{"sessions", stats.sessions_total},
                                          {"refused", stats.sessions_refused},
@@ -68,6 +68,7 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool comp
                                          {"bytes_in", stats.bytes_in},
                                          {"bytes_out", stats.bytes_out},
                                          {"dropped", dropped},
+                                         {"dropped_inbound", stats.dropped_inbound},
                                          {"protocol_errors", stats.protocol_errors},
                                          {"unmatched_responses", stats.unmatched_responses},
                                          {"accept_failures", stats.accept_failures},
@@ -84,9 +85,11 @@ void print_summary(const ServerStats& stats, const StopReport& report, bool comp
                 static_cast<unsigned long long>(stats.sessions_refused),
                 static_cast<unsigned long long>(stats.packets_in), static_cast<unsigned long long>(stats.packets_out),
                 static_cast<unsigned long long>(stats.bytes_in), static_cast<unsigned long long>(stats.bytes_out));
-    std::printf("dropped %llu packets, %llu protocol errors, %llu unmatched responses, %zu sessions cut\n",
-                static_cast<unsigned long long>(dropped), static_cast<unsigned long long>(stats.protocol_errors),
-                static_cast<unsigned long long>(stats.unmatched_responses), report.sessions_cut);
+    std::printf(
+        "dropped %llu packets and %llu inbound, %llu protocol errors, %llu unmatched responses, %zu sessions cut\n",
+        static_cast<unsigned long long>(dropped), static_cast<unsigned long long>(stats.dropped_inbound),
+        static_cast<unsigned long long>(stats.protocol_errors),
+        static_cast<unsigned long long>(stats.unmatched_responses), report.sessions_cut);
     if (compresses) {
       std::printf("compressed %llu payloads from %llu bytes to %llu; %llu would not get smaller\n",
                   static_cast<unsigned long long>(stats.compressed_packets),

@@ -173,8 +173,8 @@ void StatisticsPrinter::print() {
         "dropped %llu, refused %llu, protocol errors %llu",
         elapsed, stats.sessions, in, bytes_in / mega, out, bytes_out / mega,
         static_cast<unsigned long long>(stats.queued_packets), static_cast<double>(stats.queued_bytes) / mega,
-        more(&ServerStats::dropped_oldest) + more(&ServerStats::dropped_at_close) + more(&ServerStats::dropped_inbound),
-        more(&ServerStats::sessions_refused), more(&ServerStats::protocol_errors));
+        more(&ServerStats::dropped_oldest) + more(&ServerStats::dropped_at_close), more(&ServerStats::sessions_refused),
+        more(&ServerStats::protocol_errors));
     if (const auto latency = stats.request_latency.since(before_.request_latency); !latency.empty()) {
       std::printf(", %.1f answers/s p50 %.3f ms p99 %.3f ms", static_cast<double>(latency.count()) / passed,
                   microseconds(latency.quantile(0.5)) / 1000, microseconds(latency.quantile(0.99)) / 1000);

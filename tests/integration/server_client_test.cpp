@@ -690,9 +690,8 @@ TEST(Admission, SendsOfARefusedSessionAreCountedAsDropped) {
 TEST(End, CountsWhatWasReadAndNotHandedOut) {
   TestServer server({.session = {.max_requests_in_flight = 2, .read_stall_timeout = 0ms}});
   Record<std::shared_ptr<OwnedMessage>> kept;  // so that nothing more is handed out
-  server.transport.on_message([kept](Session&, const Message& message) mutable {
-    kept.add(std::make_shared<OwnedMessage>(message.retain()));
-  });
+  server.transport.on_message(
+      [kept](Session&, const Message& message) mutable { kept.add(std::make_shared<OwnedMessage>(message.retain())); });
   SessionStats at_the_end;
   Record<error_code> ends;
   server.transport.on_disconnect([&at_the_end, ends](Session& session, const Error& reason) mutable {
@@ -720,12 +719,11 @@ TEST(End, CountsWhatWasReadAndNotHandedOut) {
 }
 
 TEST(End, CountsWhatAClientHasReadAndNotHandedOut) {
-  RawListener listener;
+  RawListener listener(1, 0, tcp("127.0.0.1:0"));
   ClientTransport client({.session = {.max_requests_in_flight = 3, .first_packet_timeout = 0ms}});
   Record<std::shared_ptr<OwnedMessage>> kept;
-  client.on_message([kept](Session&, const Message& message) mutable {
-    kept.add(std::make_shared<OwnedMessage>(message.retain()));
-  });
+  client.on_message(
+      [kept](Session&, const Message& message) mutable { kept.add(std::make_shared<OwnedMessage>(message.retain())); });
   std::thread connects([&] { client.connect(listener.endpoint().url()); });
   RawPeer peer = listener.accept();
   connects.join();

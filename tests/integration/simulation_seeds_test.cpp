@@ -90,6 +90,14 @@ struct Waiter {
   bool cancelled = false;
 };
 
+/// What has happened in some runs at all.
+struct Effects {
+  std::uint64_t arrived = 0;  ///< messages
+  std::uint64_t to_groups = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t throttled = 0;
+};
+
 class Run;
 thread_local Run* current = nullptr;
 
@@ -126,7 +134,12 @@ class Run {
   }
 
   [[nodiscard]] const std::vector<std::string>& problems() const noexcept { return problems_; }
-  [[nodiscard]] std::uint64_t messages_arrived() const noexcept { return arrived_; }
+  void add_to(Effects& effects) const {
+    effects.arrived += arrived_;
+    effects.to_groups += to_groups_;
+    effects.rejected += rejected_in_ + rejected_out_;
+    effects.throttled += server_->stats().throttled;
+  }
 
  private:
   // --- chance
@@ -142,6 +155,7 @@ class Run {
     lossless_ = chance(30);
     actors_ = chance(40);
     heartbeats_ = chance(30);
+    intercepts_ = chance(30);
     shards_ = 1 + below(3);
     rounds_ = static_cast<unsigned>(15 + below(30));
     const auto session = [&] {
@@ -159,6 +173,11 @@ class Run {
       if (chance(30)) options.idle_timeout = one_of({100ms, 3000ms});
       if (chance(10)) options.compression = {.codec = one_of({Compression::zstd, Compression::zlib}), .threshold = 64};
       if (heartbeats_) options.heartbeat_interval = one_of({100ms, 1000ms});
+      if (chance(15)) {
+        options.packets_per_second = one_of({50U, 2000U});
+        options.packet_burst = one_of({1U, 20U});
+      }
+      if (chance(10)) options.bytes_per_second = one_of({5000U, 100'000U});
       if (lossless_) {
         options.request_timeout = 0ms;
         options.idle_timeout = options.write_stall_timeout = options.read_stall_timeout = 0ms;
@@ -236,6 +255,7 @@ class Run {
     check(!sides_by_id_.contains(session.id()), "a session comes twice");
     Side& side = side_of(session);
     note("came", number(side));
+    join_some(session.id());
     if (chance(10)) send(side, false, 10 + below(100));
     if (!lossless_ && chance(5)) {
       side.refused = true;
@@ -251,6 +271,27 @@ class Run {
     check(!side.refused, "a refused session went");
     check(bool(reason), "a session went without a reason");
     check(!side.session.is_open(), "a session went and is open");
+    if (side.server) check(server_->groups().groups_of(side.session.id()).empty(), "a session went and is in a group");
+  }
+
+  // --- groups and interceptors
+
+  std::string some_group() { return "group " + std::to_string(below(3)); }
+
+  void join_some(SessionId session) {
+    if (!chance(50)) return;
+    Error error;
+    note("joins", server_->groups().join(some_group(), session, error));
+    check(!error || error.code == Errc::closed || error.code == Errc::not_found, "joining: ", error.message());
+  }
+
+  /// Lets pass, or not; neither is an answer lost, nor is anything where nothing is to be.
+  Verdict intercept(InterceptedMessage& message, std::uint64_t& shown, std::uint64_t& rejected) {
+    ++shown;
+    if (lossless_ || message.is_response() || !chance(3)) return Verdict::pass;
+    note("rejects");
+    ++rejected;
+    return Verdict::reject;
   }
 
   void on_message(Side& side, Session& session, const Message& message) {
@@ -405,6 +446,7 @@ class Run {
         result == SendResult::queued ? Stream::Sent::Fate::taken : Stream::Sent::Fate::refused;
     note("sends", index, static_cast<std::uint64_t>(result));
     check(result != SendResult::too_large && result != SendResult::not_found, "send: ", to_string(result));
+    check(result != SendResult::rejected || intercepts_, "send: ", to_string(result));
     if (answer) check(result != SendResult::would_block, "an answer found no room");
     if (result == SendResult::queued) taken(side);
     return result;
@@ -432,13 +474,15 @@ class Run {
     ask(side, size);
     Waiter& waiter = wait("async_send");
     note("async_send to", index, place);
-    auto handler = asio::bind_cancellation_slot(waiter.signal.slot(), [this, &waiter, &side, index,
-                                                                       place](error_code code) {
-      told(waiter, code);
-      check(!code || code == Errc::closed || code == asio::error::operation_aborted, "async_send: ", code.message());
-      stream(index).sent[place].fate = code ? Stream::Sent::Fate::refused : Stream::Sent::Fate::taken;
-      if (!code) taken(side);
-    });
+    auto handler =
+        asio::bind_cancellation_slot(waiter.signal.slot(), [this, &waiter, &side, index, place](error_code code) {
+          told(waiter, code);
+          check(!code || code == Errc::closed || code == asio::error::operation_aborted ||
+                    (intercepts_ && code == Errc::rejected),
+                "async_send: ", code.message());
+          stream(index).sent[place].fate = code ? Stream::Sent::Fate::refused : Stream::Sent::Fate::taken;
+          if (!code) taken(side);
+        });
     if (side.server && chance(30)) {
       server_->async_send(side.session.id(), payload(index, place, size), {.high_priority = high},
                           [handler = std::move(handler)](error_code code) mutable {
@@ -475,9 +519,10 @@ class Run {
                 check(took <= waiter.timeout + 200ms, "a request with ", waiter.timeout.count(), " ms took longer");
               }
               check(!code || code == Errc::request_timeout || code == Errc::connection_lost || code == Errc::closed ||
-                        code == asio::error::operation_aborted,
+                        code == asio::error::operation_aborted || (intercepts_ && code == Errc::rejected),
                     "async_request: ", code.message());
-              if (code == Errc::closed) stream(index).sent[place].fate = Stream::Sent::Fate::refused;
+              if (code == Errc::closed || code == Errc::rejected)
+                stream(index).sent[place].fate = Stream::Sent::Fate::refused;
               if (code) {
                 check(!lossless_ || finishing_, "a request failed: ", code.message());
                 return;
@@ -513,7 +558,12 @@ class Run {
     for (auto& side : sides_) {
       if (side.server) ask(side, size);
     }
-    const auto result = server_->broadcast(payload(index, place, size), {.high_priority = high});
+    const SendOptions options{.high_priority = high};
+    const auto text = payload(index, place, size);
+    const bool to_group = chance(50);
+    const auto result =
+        to_group ? server_->groups().send(some_group(), text, options) : server_->broadcast(text, options);
+    if (to_group) to_groups_ += result.queued;
     note("broadcast", result.queued, result.dropped + result.refused);
     broadcasts_queued_ += result.queued;
     server_took_ += result.queued;
@@ -555,6 +605,8 @@ class Run {
     } else if (action < 56) {
       broadcast(action == 55);
     } else if (action < 60) {
+      if (side != nullptr && side->server && chance(50)) join_some(side->session.id());
+      if (side != nullptr && side->server && chance(20)) server_->groups().leave(some_group(), side->session.id());
       answer_retained();
     } else if (action < 64) {
       connect(clients_[below(clients_.size())]);
@@ -672,6 +724,12 @@ class Run {
                                   .session = server_options_});
     server_->on_connect([this](Session& session) { return on_connect(session); });
     server_->on_disconnect([this](Session& session, const Error& reason) { on_disconnect(side_of(session), reason); });
+    if (intercepts_) {
+      server_->intercept_inbound(
+          [this](InterceptedMessage& message) { return intercept(message, shown_in_, rejected_in_); });
+      server_->intercept_outbound(
+          [this](InterceptedMessage& message) { return intercept(message, shown_out_, rejected_out_); });
+    }
     server_->on_error([this](const ErrorEvent& event) {
       note("error", static_cast<std::uint64_t>(event.error.code.value()));
       check(!is_protocol_error(event.error.code), "a protocol error: ", event.error.message());
@@ -869,7 +927,11 @@ class Run {
             " + ", stats.dropped_at_close, " counted as dropped");
     }
     check(received_by_clients <= stats.packets_out, "clients got more than the server wrote");
-    check(stats.packets_in <= written_by_clients, "the server got more than clients wrote");
+    check(stats.packets_in + stats.dropped_inbound <= written_by_clients, "the server got more than clients wrote");
+    check(stats.packets_in == shown_in_ || !intercepts_, stats.packets_in, " packets came, ", shown_in_, " were shown");
+    check(stats.rejected_inbound == rejected_in_ && stats.rejected_outbound == rejected_out_,
+          "rejections are miscounted");
+    check(server_->groups().count() == 0, "a group is left");
     check(received_by_clients + stats.packets_in + faults.dropped <= faults.packets, "more came than was under way");
     if (lossless_) {
       check(broadcasts_arrived_ <= broadcasts_queued_, "broadcasts were lost");
@@ -893,6 +955,7 @@ class Run {
   bool lossless_ = false;
   bool actors_ = false;
   bool heartbeats_ = false;
+  bool intercepts_ = false;
   std::size_t shards_ = 1;
   unsigned rounds_ = 0;
   unsigned slowness_ = 0;
@@ -923,17 +986,20 @@ class Run {
   std::uint64_t server_took_ = 0;
   std::uint64_t broadcasts_queued_ = 0;
   std::uint64_t broadcasts_arrived_ = 0;
+  std::uint64_t to_groups_ = 0;
   std::uint64_t arrived_ = 0;
+  std::uint64_t shown_in_ = 0, rejected_in_ = 0;  // by the server's interceptors
+  std::uint64_t shown_out_ = 0, rejected_out_ = 0;
   std::uint64_t events_told_ = 0;
   std::uint64_t hash_ = 0xcbf29ce484222325ULL;
   std::vector<std::string> problems_;
 };
 
 /// \returns the hash of its trace.
-std::uint64_t run_seed(std::uint64_t seed, bool tell = false, std::uint64_t* arrived = nullptr) {
+std::uint64_t run_seed(std::uint64_t seed, bool tell = false, Effects* effects = nullptr) {
   Run run(seed, tell);
   const auto hash = run.play();
-  if (arrived != nullptr) *arrived += run.messages_arrived();
+  if (effects != nullptr) run.add_to(*effects);
   if (!run.problems().empty()) {
     std::string all;
     for (const auto& problem : run.problems()) all += "  " + problem + '\n';
@@ -959,12 +1025,15 @@ class SeedGroup : public ::testing::TestWithParam<std::uint64_t> {};
 TEST_P(SeedGroup, AccountsForEverything) {
   if (wanted_seed()) GTEST_SKIP() << "MSGTRANS_SEED names one";
   const auto count = seeds_in_group * static_cast<std::uint64_t>(stress_factor());
-  std::uint64_t arrived = 0;
+  Effects effects;
   for (std::uint64_t i = 0; i < count; ++i) {
-    run_seed(1 + GetParam() + i * groups, false, &arrived);
+    run_seed(1 + GetParam() + i * groups, false, &effects);
     if (HasFailure()) break;
   }
-  EXPECT_GT(arrived, count) << "next to nothing happens";
+  EXPECT_GT(effects.arrived, count) << "next to nothing happens";
+  EXPECT_GT(effects.to_groups, 0U);
+  EXPECT_GT(effects.rejected, 0U);
+  EXPECT_GT(effects.throttled, 0U);
 }
 
 INSTANTIATE_TEST_SUITE_P(SimulationSeeds, SeedGroup, ::testing::Range<std::uint64_t>(0, groups));
