@@ -119,7 +119,7 @@ Json to_json(const ServerStats& stats) {
 }  // namespace
 
 StatisticsPrinter::StatisticsPrinter(const ServerTransport& server, std::chrono::nanoseconds interval, bool as_json)
-    : server_(server), interval_(interval), as_json_(as_json), before_(server.stats()) {
+    : server_(server), interval_(interval), as_json_(as_json) {
   if (interval_.count() != 0) thread_ = std::thread([this] { run(); });
 }
 

@@ -30,7 +30,7 @@ class StatisticsPrinter {
   const bool as_json_;
   const Clock::time_point began_ = Clock::now();
   Clock::time_point last_ = began_;
-  ServerStats before_;
+  ServerStats before_;  // none: what came before the first line is in it
   std::mutex mutex_;
   std::condition_variable changed_;
   bool stopping_ = false;
