@@ -208,6 +208,7 @@ class Client final : public SessionHost, public std::enable_shared_from_this<Cli
   void expire_requests() noexcept;
   void arm_requests() noexcept;
   void expire_sends() noexcept;
+  void arm(std::optional<Timer>& timer, TimePoint at, void (Client::*expire)() noexcept) noexcept;
   void arm_sends(TimePoint deadline) noexcept;
   void cancel(const ClientOperation& operation) noexcept;
   [[nodiscard]] bool inside_on_connect() const noexcept { return Shard::current() == shard_.get() && in_on_connect_; }

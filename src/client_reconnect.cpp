@@ -516,14 +516,19 @@ void Client::arm_requests() noexcept {
     if (!one.sent) next = std::min(next, one.request->deadline);
   }
   if (next == TimePoint::max()) return request_timer_.reset();
-  if (request_timer_ && request_timer_->expiry() <= next) return;
+  arm(request_timer_, next, &Client::expire_requests);
+}
+
+/// Calls it at that time, unless it is called before.
+void Client::arm(std::optional<Timer>& timer, TimePoint at, void (Client::*expire)() noexcept) noexcept {
+  if (timer && timer->expiry() <= at) return;
   insist([&] {
-    request_timer_.emplace(shard_->executor(), next);
-    request_timer_->async_wait([weak = weak_from_this()](const error_code& cancelled) {
+    timer.emplace(shard_->executor(), at);
+    timer->async_wait([weak = weak_from_this(), expire](const error_code& cancelled) {
       const auto self = weak.lock();
       if (cancelled || !self) return;
       Shard::Scope scope(*self->shard_);
-      self->expire_requests();
+      (self.get()->*expire)();
     });
   });
 }
@@ -543,20 +548,11 @@ void Client::expire_requests() noexcept {
 
 /// For those who wait for room among what is kept.
 void Client::arm_sends(TimePoint deadline) noexcept {
-  if (send_timer_ && send_timer_->expiry() <= deadline) return;
   {
     const std::lock_guard lock(mutex_);
     if (!anybody_waits()) return;  // a timer would keep the context running
   }
-  insist([&] {
-    send_timer_.emplace(shard_->executor(), deadline);
-    send_timer_->async_wait([weak = weak_from_this()](const error_code& cancelled) {
-      const auto self = weak.lock();
-      if (cancelled || !self) return;
-      Shard::Scope scope(*self->shard_);
-      self->expire_sends();
-    });
-  });
+  arm(send_timer_, deadline, &Client::expire_sends);
 }
 
 void Client::expire_sends() noexcept {
@@ -571,20 +567,11 @@ void Client::expire_sends() noexcept {
   std::vector<OutgoingCommandPtr> late;
   insist([&] { late.reserve(most); });
   {
-    // One pass, however many there are: thousands may wait, and expire one after the other.
     const std::lock_guard lock(mutex_);
     for (auto& lane : lanes_) {
-      auto stays = lane.waiting.begin();
-      for (auto& waiter : lane.waiting) {
-        if (waiter->deadline <= now && late.size() < most) {
-          late.push_back(std::move(waiter));
-          continue;
-        }
-        next = std::min(next, waiter->deadline);
-        if (&*stays != &waiter) *stays = std::move(waiter);
-        ++stays;
-      }
-      lane.waiting.erase(stays, lane.waiting.end());
+      next = std::min(next, take_late(lane.waiting, now, [&](OutgoingCommandPtr& waiter) {
+                        if (late.size() < most) late.push_back(std::move(waiter));  // who has come since is next
+                      }));
     }
   }
   for (auto& waiter : late) waiter->finish(Errc::send_timeout, *shard_);

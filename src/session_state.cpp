@@ -860,22 +860,13 @@ void SessionState::expire_waiting() noexcept {
   const TimePoint now = shard_->now();
   if (!waiting_ || waiting_->deadline > now) return;
   waiting_->deadline = TimePoint::max();
-  // One pass, however many there are: thousands may wait, and expire one after the other.
-  for (std::size_t lane = 0; lane < waiting_->lanes.size(); ++lane) {
-    auto& line = waiting_->lanes[lane];
-    auto kept = line.begin();
-    for (auto& waiter : line) {
-      if (waiter->deadline <= now) {
-        waiter->finish(waiter->kind == OutgoingCommand::Kind::request ? Errc::request_timeout : Errc::send_timeout,
-                       *shard_);
-        waiter.reset();
-        continue;
-      }
-      waiting_->deadline = std::min(waiting_->deadline, waiter->deadline);
-      if (&*kept != &waiter) *kept = std::move(waiter);
-      ++kept;
-    }
-    line.erase(kept, line.end());
+  for (auto& line : waiting_->lanes) {
+    const auto next = take_late(line, now, [this](OutgoingCommandPtr& waiter) {
+      waiter->finish(waiter->kind == OutgoingCommand::Kind::request ? Errc::request_timeout : Errc::send_timeout,
+                     *shard_);
+      waiter.reset();
+    });
+    waiting_->deadline = std::min(waiting_->deadline, next);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "poller.hpp"
 #include "shard.hpp"
 
+#include <algorithm>
 #include <any>
 #include <array>
 #include <atomic>
@@ -108,6 +109,24 @@ class OutgoingCommand final : public Command {
   std::size_t extension_size_;
   std::size_t payload_size_;
 };
+
+/// Shows `late` those of a line whose time is over, which takes them out by moving from them. The others stay in order.
+/// One pass, however many there are: thousands may wait, and expire one after the other.
+/// \returns the earliest deadline of those that are left.
+template <class Late>
+TimePoint take_late(std::deque<OutgoingCommandPtr>& line, TimePoint now, Late late) {
+  TimePoint next = TimePoint::max();
+  auto stays = line.begin();
+  for (auto& waiter : line) {
+    if (waiter->deadline <= now) late(waiter);
+    if (!waiter) continue;
+    next = std::min(next, waiter->deadline);
+    if (&*stays != &waiter) *stays = std::move(waiter);
+    ++stays;
+  }
+  line.erase(stays, line.end());
+  return next;
+}
 
 /// The extension header of a request: place for what is told of its timeout, if that is wanted, and the caller's.
 class RequestExtension {

@@ -371,12 +371,13 @@ inline void print_account(const char* name, const ServerTransport& server, const
   const auto stats = server.stats();
   const auto& why = stats.refusals;
   std::printf(
-      "  %s: %llu packets taken, %llu written, %llu + %llu dropped, %llu came; %llu sessions, %llu failed handshakes, "
+      "  %s: %llu packets taken, %llu written, %llu + %llu dropped, %llu came, %llu more to nobody; %llu sessions, "
+      "%llu failed handshakes, "
       "%llu protocol errors, %llu exceptions; %zu sessions cut at the stop\n",
       name, number(account.took + stats.requests_by_outcome.sent), number(stats.packets_out),
       number(stats.dropped_oldest), number(stats.dropped_at_close), number(stats.packets_in),
-      number(stats.sessions_total), number(stats.handshake_failures), number(stats.protocol_errors),
-      number(stats.handler_failures), report.sessions_cut);
+      number(stats.dropped_inbound), number(stats.sessions_total), number(stats.handshake_failures),
+      number(stats.protocol_errors), number(stats.handler_failures), report.sessions_cut);
   std::printf(
       "    refused by sessions %llu, address %llu, rates %llu + %llu, on_connect %llu, time %llu; intercepted %llu + "
       "%llu, rejected %llu + %llu; %llu to groups and all; throttled %llu; drained %llu of %llu\n",
