@@ -27,6 +27,18 @@ using Strings = std::vector<std::string>;
 
 constexpr ReconnectOptions plain{.enabled = true, .jitter = 0, .reset_after = 0ms};
 
+ReconnectOptions keeping(std::size_t packets) {
+  ReconnectOptions options = plain;
+  options.keep_packets = packets;
+  return options;
+}
+
+ReconnectOptions retrying(std::size_t requests) {
+  ReconnectOptions options = plain;
+  options.retry_requests = requests;
+  return options;
+}
+
 /// A server that can be there or not.
 class Host {
  public:
@@ -103,6 +115,15 @@ class World {
       last = error.code;
     });
     client->on_message([this](Session&, const Message& message) { note("got " + std::string(message.text())); });
+    return *client;
+  }
+
+  /// A client like that, connected to a server that is started for it.
+  ClientTransport& make_connected(Host& host, const ReconnectOptions& reconnect,
+                                  const SessionOptions& session = {.first_packet_timeout = 0ms}) {
+    host.start();
+    make(reconnect, session);
+    if (const auto code = connect(host)) throw boost::system::system_error(code, "connecting");
     return *client;
   }
 
@@ -291,9 +312,7 @@ TEST(Reconnect, ConnectionsThatDoNotHoldCountForGivingUp) {
 TEST(Reconnect, ClosingASessionIsALossLikeAnother) {
   World world;
   auto& host = world.host();
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   client.session()->close();
   world.simulation.advance(1s);
   EXPECT_EQ(world.log, (Strings{"first 0", "connected", "lost", "wait 1", "again 1"}));
@@ -456,9 +475,7 @@ TEST(ReconnectHooks, ComeInOrderAndOnceForEachConnection) {
 TEST(ReconnectHooks, AreSetBeforeConnecting) {
   World world;
   auto& host = world.host();
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   host.stop();
   EXPECT_EQ(thrown([&] { client.on_connect({}); }), Errc::wrong_state);
   EXPECT_EQ(thrown([&] { client.on_reconnecting({}); }), Errc::wrong_state);
@@ -553,9 +570,7 @@ TEST(ReconnectHooks, AreCalledWithoutReconnectingToo) {
 TEST(Kept, NothingIsByDefault) {
   World world;
   auto& host = world.host();
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   host.stop();
   EXPECT_EQ(client.send("x"), SendResult::closed);
   error_code code;
@@ -567,12 +582,8 @@ TEST(Kept, NothingIsByDefault) {
 TEST(Kept, IsSentInOrderAndBeforeWhatIsSentLater) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1000;
   // Less than is kept: it has to wait for room there.
-  auto& client = world.make(options, {.outbound_packets = 3, .first_packet_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1000), {.outbound_packets = 3, .first_packet_timeout = 0ms});
   host.stop();
   Strings expected;
   const auto send = [&](SendResult wanted) {
@@ -603,11 +614,7 @@ TEST(Kept, IsSentInOrderAndBeforeWhatIsSentLater) {
 TEST(Kept, PacketsAreBoundedAndTheNextOneWouldBlock) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 3;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(3));
   host.stop();
   for (int i = 0; i < 3; ++i) EXPECT_EQ(client.send("x", {.high_priority = i == 1}), SendResult::queued);
   EXPECT_EQ(client.send("x"), SendResult::would_block);
@@ -645,11 +652,7 @@ TEST(Kept, BytesAreBoundedToTheLast) {
 TEST(Kept, AnAsyncSendWaitsForRoomInItsTurnAndCanBeCancelled) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1));
   host.stop();
   std::map<int, error_code> done;
   const auto noted = [&](int which) { return [&done, which](error_code code) { done[which] = code; }; };
@@ -677,11 +680,8 @@ TEST(Kept, AnAsyncSendWaitsForRoomInItsTurnAndCanBeCancelled) {
 TEST(Kept, AnAsyncSendOfAConnectedClientWaitsForRoomNoLongerThanItMay) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 10;
-  auto& client = world.make(options, {.outbound_packets = 1, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(10),
+                                      {.outbound_packets = 1, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
   world.simulation.set_faults({.stall = 1, .longest_stall = std::chrono::hours(10)});
   ASSERT_EQ(client.send("fills it"), SendResult::queued);
   const auto begun = world.simulation.now();
@@ -695,11 +695,7 @@ TEST(Kept, AnAsyncSendOfAConnectedClientWaitsForRoomNoLongerThanItMay) {
 TEST(Kept, AnAsyncSendWaitsForRoomAmongTheKeptNoLongerThanItMay) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1));
   host.stop();
   std::map<std::string, error_code> done;
   std::map<std::string, Simulation::Clock::duration> after;
@@ -734,11 +730,8 @@ TEST(Kept, AnAsyncSendWaitsForRoomAmongTheKeptNoLongerThanItMay) {
 TEST(Kept, AnAsyncSendThatWaitsForTheClientAndThenForItsSessionHasOneTimeout) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1;
-  auto& client = world.make(options, {.outbound_packets = 2, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1),
+                                      {.outbound_packets = 2, .first_packet_timeout = 0ms, .write_stall_timeout = 0ms});
   host.stop();
   ASSERT_EQ(client.send("kept"), SendResult::queued);
   const auto begun = world.simulation.now();
@@ -784,11 +777,7 @@ TEST(Kept, ATimeoutThatIsNotNeededAnyMoreKeepsNoContextRunning) {
 TEST(Kept, WithHighPriorityIsSentFirst) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 3;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(3));
   host.stop();
   EXPECT_EQ(client.send("first"), SendResult::queued);
   EXPECT_EQ(client.send("second"), SendResult::queued);
@@ -801,11 +790,7 @@ TEST(Kept, WithHighPriorityIsSentFirst) {
 TEST(Kept, AnAsyncSendThatWaitsIsToldWhenTheClientIsClosed) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1));
   host.stop();
   client.send("0");
   std::optional<error_code> done;
@@ -821,11 +806,7 @@ TEST(Kept, AnAsyncSendThatWaitsIsToldWhenTheClientIsClosed) {
 TEST(Kept, IsNotLostWithAConnectionThatHadNotTakenIt) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1000;
-  auto& client = world.make(options, {.outbound_packets = 2, .first_packet_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1000), {.outbound_packets = 2, .first_packet_timeout = 0ms});
   host.stop();
   for (int i = 0; i < 200; ++i) client.send(std::to_string(i) + std::string(5000, '.'));
   host.start();
@@ -850,11 +831,8 @@ TEST(Kept, IsNotLostWithAConnectionThatHadNotTakenIt) {
 TEST(Kept, IsCompressedAsItWouldHaveBeen) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 10;
-  auto& client = world.make(options, {.compression = {.codec = Compression::zstd}, .first_packet_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(10),
+                                      {.compression = {.codec = Compression::zstd}, .first_packet_timeout = 0ms});
   host.stop();
   const std::string text(100'000, 'x');
   EXPECT_EQ(client.send(text), SendResult::queued);
@@ -881,11 +859,8 @@ TEST(Kept, IsKeptWhileConnectingForTheFirstTime) {
 TEST(Kept, IsSentBeforeAClientThatIsClosedMeanwhileCloses) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1000;
-  auto& client = world.make(options, {.outbound_packets = 2, .first_packet_timeout = 0ms, .close_timeout = 1h});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1000),
+                                      {.outbound_packets = 2, .first_packet_timeout = 0ms, .close_timeout = 1h});
   host.stop();
   for (int i = 0; i < 200; ++i) client.send(std::to_string(i));
   host.start();
@@ -904,11 +879,8 @@ TEST(Kept, IsSentBeforeAClientThatIsClosedMeanwhileCloses) {
 TEST(Kept, IsDroppedAndCountedWhenClosingTakesTooLong) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.keep_packets = 1000;
-  auto& client = world.make(options, {.outbound_packets = 2, .first_packet_timeout = 0ms, .close_timeout = 2s});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, keeping(1000),
+                                      {.outbound_packets = 2, .first_packet_timeout = 0ms, .close_timeout = 2s});
   host.stop();
   for (int i = 0; i < 200; ++i) client.send(pattern(1000));
   host.start();
@@ -929,9 +901,7 @@ TEST(PendingRequests, FailWithConnectionLostAndAreNotSentAgain) {
   World world;
   auto& host = world.host();
   host.answers = false;
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   error_code code;
   client.async_request("once", {.timeout = 1h}, [&](error_code told, const Reply&) { code = told; });
   world.simulation.run();
@@ -946,11 +916,7 @@ TEST(PendingRequests, AreSentAgainIfTheOptionsSaySo) {
   World world;
   auto& host = world.host();
   host.answers = false;
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 10;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(10));
   Strings answers;
   for (const char* const text : {"a", "b", "c"}) {
     client.async_request(text, {.timeout = 1h}, [&](error_code code, const Reply& reply) {
@@ -981,11 +947,7 @@ TEST(PendingRequests, EndAtTheirTimeoutHoweverOftenTheyAreSentAgain) {
   World world;
   auto& host = world.host();
   host.answers = false;
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 10;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(10));
   std::optional<error_code> connected, unconnected;
   const auto begun = world.simulation.now();
   Simulation::Clock::time_point ended;
@@ -1020,11 +982,7 @@ TEST(PendingRequests, ThatMayBeSentAgainTakeTheTimeoutOfTheSessionsOptions) {
   World world;
   auto& host = world.host();
   host.answers = false;
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 1;
-  auto& client = world.make(options, {.request_timeout = 3s, .first_packet_timeout = 0ms});
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(1), {.request_timeout = 3s, .first_packet_timeout = 0ms});
   std::optional<error_code> told;
   client.async_request("?", {}, [&](error_code code, const Reply&) { told = code; });
   world.simulation.advance(2999ms);
@@ -1036,11 +994,7 @@ TEST(PendingRequests, ThatMayBeSentAgainTakeTheTimeoutOfTheSessionsOptions) {
 TEST(PendingRequests, ThatWaitForAConnectionTellWhatIsLeftOfTheirTimeout) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 1;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(1));
   host.stop();
   client.async_request("?", {.timeout = 20s, .tell_timeout = true}, [](error_code, const Reply&) {});
   world.simulation.advance(10s);
@@ -1088,11 +1042,7 @@ TEST(PendingRequests, CanBeCancelledWithAndWithoutAConnection) {
   World world;
   auto& host = world.host();
   host.answers = false;
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 10;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(10));
   std::map<int, error_code> done;
   std::deque<asio::cancellation_signal> signals(2);
   for (int i = 0; i < 2; ++i) {
@@ -1117,11 +1067,7 @@ TEST(PendingRequests, CanBeCancelledWithAndWithoutAConnection) {
 TEST(PendingRequests, ThatWereNeverSentEndAsClosed) {
   World world;
   auto& host = world.host();
-  host.start();
-  ReconnectOptions options = plain;
-  options.retry_requests = 10;
-  auto& client = world.make(options);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, retrying(10));
   host.stop();
   error_code code;
   client.async_request("never", {.timeout = 1h}, [&](error_code told, const Reply&) { code = told; });
@@ -1140,9 +1086,7 @@ TEST(PendingRequests, ThatWereNeverSentEndAsClosed) {
 TEST(ClosingAReconnectingClient, EndsItAtOnceInTheMiddleOfAWait) {
   World world;
   auto& host = world.host();
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   host.stop();
   EXPECT_EQ(world.log.back(), "wait 1");
   EXPECT_EQ(world.connect(host), Errc::wrong_state) << "it connects by itself";
@@ -1179,9 +1123,7 @@ TEST(ClosingAReconnectingClient, WorksFromItsHandlers) {
 TEST(ClosingAReconnectingClient, WhileConnectedDoesNotReconnect) {
   World world;
   auto& host = world.host();
-  host.start();
-  auto& client = world.make(plain);
-  ASSERT_FALSE(world.connect(host));
+  auto& client = world.make_connected(host, plain);
   client.close();
   world.simulation.advance(1h);
   EXPECT_EQ(world.log, (Strings{"first 0", "connected", "lost"}));
